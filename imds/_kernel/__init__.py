@@ -1,0 +1,52 @@
+"""The compiled kernels, and the one place that picks compiled or Python.
+
+Every kernel exists twice behind one interface: the Python twin, which is the readable reference, beside
+the code that uses it (``shard/store.py``, ``shard/sortedset.py``, ``shard/record.py``, ``router/switch.py``),
+and a Cython module of the same name in this package. Where no compiled module was built, or
+``IMDS_DISABLE_KERNEL=1`` is set, the twin runs; with ``IMDS_REQUIRE_KERNEL=1`` a missing one is an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# The compiled modules, by name. Touch this, then update setup.py's list (a test compares them).
+KERNELS: tuple[str, ...] = ()
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "") not in ("", "0")
+
+
+def _compiled() -> bool:
+    required = _flag("IMDS_REQUIRE_KERNEL")
+    if _flag("IMDS_DISABLE_KERNEL"):
+        if required:
+            raise ImportError("IMDS_REQUIRE_KERNEL and IMDS_DISABLE_KERNEL are both set")
+        return False
+    try:
+        for name in KERNELS:
+            importlib.import_module(f"{__name__}.{name}")
+    except ImportError:
+        if required:
+            raise
+        return False
+    if required and not KERNELS:
+        raise ImportError("IMDS_REQUIRE_KERNEL is set, but this build has no compiled kernels")
+    return bool(KERNELS)
+
+
+COMPILED: bool = _compiled()
+VARIANT: str = "compiled" if COMPILED else "python"
+
+
+def pick(twin: T, module: str, name: str) -> T:
+    """Return the compiled counterpart of ``twin`` where the compiled kernels run, otherwise ``twin``."""
+    if not COMPILED:
+        return twin
+    found: T = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return found

@@ -1,0 +1,1 @@
+"""The router: accepts clients, splits requests by shard, merges replies. Knows no data structure."""
