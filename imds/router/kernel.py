@@ -1,0 +1,11 @@
+"""The router's kernel: the compiled one where it runs, otherwise the twin beside this file."""
+
+from typing import TYPE_CHECKING
+
+from imds._kernel import pick
+from imds.router.switch import Client, LinkError, Switch
+
+__all__ = ["Client", "LinkError", "Switch"]
+
+if not TYPE_CHECKING:  # for the type checker both variants are the twin
+    Switch = pick(Switch, "switch", "Switch")

@@ -1,0 +1,448 @@
+"""The router process: accepts clients, moves bytes between them and the shards, keeps everything bounded.
+
+One turn of the loop::
+
+    select -> every readable client: receive (split by shard) -> one send for each shard
+           -> every readable shard:  receive (merge in order) -> one send for each client with output
+
+What stays true:
+
+* Nothing is unbounded. A client is read only while fewer than ``WINDOW`` of its requests are unanswered,
+  less than ``OUT_LIMIT`` of its replies are unread and the shard that it last wrote to has room. A client
+  that asks for so much at once that ``OUT_HARD_LIMIT`` of replies pile up is dropped, and the log says so.
+* A stalled shard delays only the clients that need it.
+* A socket that we close with bytes unread would reset the connection and could take our last reply with
+  it, so a connection that ends on our side lingers: write side shut, input thrown away, for ``LINGER``
+  seconds at most.
+* When draining: no accept, no further read of a client, answer what is under way, then exit 0.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from imds.commands import Command
+from imds.config import Config
+from imds.control import Channel
+from imds.hashslots import SlotMap
+from imds.process import Signals, raise_descriptor_limit, set_schedule, start_logging
+from imds.protocol import encode_error, encode_request
+from imds.router.gather import Gather, ShardStatus
+from imds.router.kernel import LinkError, Switch
+
+WINDOW = 4096  # unanswered requests of one client above which it is not read
+OUT_LIMIT = 1 << 20  # bytes of unread replies above which a client is not read
+OUT_HARD_LIMIT = 256 << 20  # and above which it is dropped
+BACKLOG_LIMIT = 1 << 20  # bytes waiting for a shard above which clients that add to it are not read
+ACCEPTS = 64  # connections accepted per wake-up
+LINGER = 2.0  # seconds
+LINGER_DRAINING = 0.2  # seconds: an idle client must not hold up a stop
+WARN_EVERY = 10.0  # seconds between two warnings of the same kind
+DRAIN = 8.0  # seconds that draining may take; the supervisor's own patience is longer
+SPARE_DESCRIPTORS = 64  # beside those of clients: links, listeners, the control channel, the log
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+log = logging.getLogger("imds.router")
+
+
+class Connection:
+    """One client's socket. ``client`` is the switch's side of it."""
+
+    __slots__ = ("client", "eof", "fd", "lingers_until", "mask", "sock")
+
+    def __init__(self, sock: socket.socket, switch: Switch) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.client = switch.attach(self)
+        self.mask = READ
+        self.eof = False
+        self.lingers_until = 0.0  # 0: it does not
+
+
+class ShardLink:
+    """The stream to one shard."""
+
+    __slots__ = ("fd", "mask", "shard", "sock")
+
+    def __init__(self, shard: int, sock: socket.socket) -> None:
+        self.shard = shard
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.mask = READ
+
+
+class Router:
+    """One router process. :meth:`run` returns its exit code."""
+
+    def __init__(
+        self, config: Config, slots: SlotMap, listeners: list[socket.socket], channel: Channel
+    ) -> None:
+        self._config = config
+        self._channel = channel
+        self._listeners = listeners
+        self._switch = Switch(slots, backlog_limit=BACKLOG_LIMIT)
+        self._links: list[ShardLink | None] = [None] * slots.shards
+        self._statuses = [ShardStatus() for _ in range(slots.shards)]
+        self._selector = selectors.DefaultSelector()
+        self._signals = Signals([signal.SIGTERM], ignored=[signal.SIGINT])
+        self._connections: set[Connection] = set()
+        self._lingering: set[Connection] = set()
+        self._choked: dict[int, set[Connection]] = {}  # by shard: who waits until its backlog is gone
+        self._gathers: set[Gather] = set()
+        self._dirty: dict[Connection, None] = {}  # has output or news; looked at once, at the end of a turn
+        self._accepting = False
+        self._next_warning = 0.0
+        self._drains_until = 0.0  # 0: not draining
+        limit = raise_descriptor_limit(config.max_clients + SPARE_DESCRIPTORS)
+        self._most_clients = min(config.max_clients, limit - SPARE_DESCRIPTORS)
+        if self._most_clients < config.max_clients:
+            log.warning("the limit of open files allows %d clients at most", self._most_clients)
+        for shard in range(slots.shards):
+            self._switch.drop_link(shard, self._down_reply(shard))
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until told to stop; return the exit code."""
+        selector = self._selector
+        selector.register(self._channel, READ, self._on_control)
+        selector.register(self._signals, READ, self._on_signal)
+        self._accept(True)
+        self._channel.send("ready")
+        while True:
+            for key, mask in selector.select(self._timeout()):
+                owner = key.data
+                if type(owner) is Connection:
+                    if not owner.mask:
+                        continue  # dropped earlier in this turn
+                    if mask & READ:
+                        self._receive(owner)
+                    else:
+                        self._dirty[owner] = None
+                elif type(owner) is ShardLink:
+                    if mask & READ:
+                        self._receive_link(owner)
+                else:
+                    owner(key.fileobj)
+            self._flush_links()
+            self._flush_clients()
+            if self._lingering or self._gathers or not self._accepting:
+                self._on_time()
+            if self._drains_until and self._drained():
+                return self._close()
+
+    def _timeout(self) -> float | None:
+        if self._drains_until:
+            return 0.05
+        return 0.1 if self._lingering or self._gathers or not self._accepting else None
+
+    def _on_time(self) -> None:
+        now = time.monotonic()
+        for connection in [one for one in self._lingering if now >= one.lingers_until]:
+            self._drop(connection)
+        for gather in [one for one in self._gathers if now >= one.deadline]:
+            self._finish(gather)
+        self._flush_clients()
+        if not self._accepting and not self._drains_until:
+            self._accept(True)
+
+    # -- clients ----------------------------------------------------------------------------------
+
+    def _accept(self, on: bool) -> None:
+        if on != self._accepting:
+            self._accepting = on
+            for listener in self._listeners:
+                if on:
+                    self._selector.register(listener, READ, self._on_accept)
+                else:
+                    self._selector.unregister(listener)
+
+    def _on_accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                sock, _address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                if time.monotonic() >= self._next_warning:
+                    self._next_warning = time.monotonic() + WARN_EVERY
+                    log.warning("cannot accept clients for now: %s", error.strerror)
+                self._accept(False)
+                return
+            sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = Connection(sock, self._switch)
+            self._connections.add(connection)
+            self._selector.register(connection.fd, READ, connection)
+            if len(self._connections) > self._most_clients:
+                busy = encode_error(f"BUSY the limit is {self._most_clients} clients")
+                self._switch.refuse(connection.client, busy)
+                self._dirty[connection] = None
+
+    def _receive(self, connection: Connection) -> None:
+        client = connection.client
+        if connection.lingers_until:
+            self._discard(connection)
+            return
+        try:
+            size, questions = self._switch.receive(client, connection.fd)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(connection)
+            return
+        if size == 0:
+            connection.eof = True
+            self._dirty[connection] = None
+            return
+        for turn, command in questions:
+            self._ask_all(turn, command)
+        if client.choked >= 0:
+            self._choked.setdefault(client.choked, set()).add(connection)
+            self._dirty[connection] = None
+        elif client.out or client.inflight >= WINDOW or client.closing:
+            self._dirty[connection] = None
+
+    def _flush_clients(self) -> None:
+        """Send every dirty client what its socket takes, then decide what to wait for next."""
+        dirty, self._dirty = self._dirty, {}
+        for connection in dirty:
+            if connection not in self._connections or connection.lingers_until:
+                continue
+            client = connection.client
+            left = 0
+            try:
+                if client.out:
+                    left = self._switch.flush(client, connection.fd)
+            except OSError:
+                self._drop(connection)
+                continue
+            if left > OUT_HARD_LIMIT:
+                log.warning("dropped a client that does not read: %d bytes of replies waited for it", left)
+                self._drop(connection)
+                continue
+            if (connection.eof or client.closing) and not left and not client.inflight:
+                self._finish_connection(connection)
+                continue
+            mask = WRITE if left else 0
+            if not (
+                connection.eof
+                or client.closing
+                or client.choked >= 0
+                or client.inflight >= WINDOW
+                or left >= OUT_LIMIT
+                or self._drains_until
+            ):
+                mask |= READ
+            self._watch(connection, mask)
+
+    def _watch(self, connection: Connection, mask: int) -> None:
+        if mask != connection.mask:
+            if not connection.mask:
+                self._selector.register(connection.fd, mask, connection)
+            elif mask:
+                self._selector.modify(connection.fd, mask, connection)
+            else:
+                self._selector.unregister(connection.fd)
+            connection.mask = mask
+
+    def _finish_connection(self, connection: Connection) -> None:
+        """All has been answered and no more will be: close, but let the last reply arrive."""
+        if connection.eof:
+            self._drop(connection)
+            return
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._drop(connection)
+            return
+        connection.lingers_until = time.monotonic() + (LINGER_DRAINING if self._drains_until else LINGER)
+        self._lingering.add(connection)
+        self._watch(connection, READ)
+
+    def _discard(self, connection: Connection) -> None:
+        try:
+            if os.read(connection.fd, 1 << 16):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._drop(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        self._watch(connection, 0)
+        self._switch.detach(connection.client)
+        connection.sock.close()
+        self._connections.discard(connection)
+        self._lingering.discard(connection)
+        for waiting in self._choked.values():
+            waiting.discard(connection)
+
+    # -- shards -----------------------------------------------------------------------------------
+
+    def _receive_link(self, link: ShardLink) -> None:
+        shard = link.shard
+        if self._links[shard] is not link:
+            return  # replaced earlier in this turn
+        try:
+            size, clients, answers = self._switch.receive_link(shard, link.fd)
+        except BlockingIOError:
+            return
+        except LinkError as error:
+            log.error("%s; its link is closed", error)
+            self._lose(link)
+            return
+        except OSError:
+            size = 0
+        if size == 0:
+            self._lose(link)
+            return
+        for client in clients:
+            self._dirty[client.owner] = None
+        for gather, reply in answers:
+            if gather in self._gathers and gather.take(shard, reply):
+                self._finish(gather)
+
+    def _flush_links(self) -> None:
+        for shard, link in enumerate(self._links):
+            if link is None:
+                continue
+            try:
+                left = self._switch.flush_link(shard, link.fd)
+            except OSError:
+                self._lose(link)
+                continue
+            mask = READ | WRITE if left else READ
+            if mask != link.mask:
+                self._selector.modify(link.fd, mask, link)
+                link.mask = mask
+            if left <= BACKLOG_LIMIT // 2 and self._choked.get(shard):
+                self._unchoke(shard)
+
+    def _unchoke(self, shard: int) -> None:
+        for connection in self._choked.pop(shard, ()):
+            connection.client.choked = -1
+            self._dirty[connection] = None
+
+    def _lose(self, link: ShardLink) -> None:
+        """The stream to a shard is gone: say so to everyone who waits for it."""
+        shard = link.shard
+        self._selector.unregister(link.fd)
+        link.sock.close()
+        self._links[shard] = None
+        self._statuses[shard].note = "its process has ended"
+        clients, lost = self._switch.drop_link(shard, self._down_reply(shard))
+        for client in clients:
+            self._dirty[client.owner] = None
+        for gather in lost:
+            if gather in self._gathers and gather.take(shard, None):
+                self._finish(gather)
+        self._unchoke(shard)
+
+    def _down_reply(self, shard: int) -> bytes:
+        return encode_error(f"SHARDDOWN shard {shard} cannot be reached: {self._statuses[shard].note}")
+
+    # -- questions to every shard -----------------------------------------------------------------
+
+    def _ask_all(self, turn: Any, command: Command) -> None:
+        shards = {shard for shard, link in enumerate(self._links) if link is not None}
+        gather = Gather(turn, shards)
+        self._gathers.add(gather)
+        frame = encode_request([command.name.encode()])
+        for shard in shards:
+            self._switch.ask(shard, frame, gather)
+        if not shards:
+            self._finish(gather)
+
+    def _finish(self, gather: Gather) -> None:
+        self._gathers.discard(gather)
+        client = self._switch.answer(gather.turn, gather.stats(self._statuses))
+        if client is not None:
+            self._dirty[client.owner] = None
+
+    # -- the supervisor ---------------------------------------------------------------------------
+
+    def _on_control(self, channel: Channel) -> None:
+        for message, fds in channel.receive():
+            kind = message["kind"]
+            if kind == "link":
+                self._on_link(message["shard"], fds[0])
+            elif kind == "down":
+                status = self._statuses[message["shard"]]
+                status.note, status.restarts = message["reason"], message["restarts"]
+                self._switch.set_down_reply(message["shard"], self._down_reply(message["shard"]))
+            elif kind == "drain":
+                self._drain()
+        if channel.closed and not self._drains_until:
+            self._selector.unregister(channel)
+            log.error("the supervisor is gone: stopping")
+            self._drain()
+
+    def _on_link(self, shard: int, fd: int) -> None:
+        old = self._links[shard]
+        if old is not None:
+            self._lose(old)
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        link = ShardLink(shard, sock)
+        self._links[shard] = link
+        self._switch.raise_link(shard)
+        self._selector.register(link.fd, READ, link)
+
+    def _on_signal(self, signals: Signals) -> None:
+        if signals.take():
+            self._drain()
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """Stop accepting and reading; what has arrived by now is still taken and answered."""
+        if self._drains_until:
+            return
+        self._accept(False)
+        for connection in list(self._connections):
+            if connection.mask & READ:
+                self._receive(connection)
+        self._drains_until = time.monotonic() + DRAIN
+        for connection in self._connections:
+            connection.client.closing = True
+            self._dirty[connection] = None
+
+    def _drained(self) -> bool:
+        if time.monotonic() >= self._drains_until:
+            log.warning("%d clients did not take their replies in time", len(self._connections))
+            return True
+        return not self._connections
+
+    def _close(self) -> int:
+        for connection in list(self._connections):
+            self._drop(connection)
+        for link in self._links:
+            if link is not None:
+                link.sock.close()
+        for listener in self._listeners:
+            listener.close()
+        self._selector.close()
+        self._signals.close()
+        self._channel.close()
+        return 0
+
+
+def main(config: Config, slots: SlotMap, listeners: Iterable[socket.socket], channel: Channel) -> int:
+    """Run a router process to its end; return its exit code."""
+    start_logging("router", config.log_level)
+    set_schedule(config.sched)
+    return Router(config, slots, list(listeners), channel).run()

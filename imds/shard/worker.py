@@ -1,0 +1,323 @@
+"""The shard process: one event loop around one UnifiedStore and its log.
+
+One turn of the loop, for all routers together::
+
+    select -> read every link -> execute (in memory, each effect noted with how to undo it)
+           -> append the effects to the log, one write
+                 failed: undo the whole turn, turn read-only, execute it again
+           -> policy ``always``: fdatasync -> send the replies
+
+What stays true:
+
+* No reply leaves before the effects that it rests on are in the log (in the system's page cache, which
+  survives the death of any process; under ``always`` on the disk, which survives a power cut).
+* Memory never holds what the log does not, once a turn has ended.
+* When the disk refuses a write, writes answer READONLY until a probe finds that it takes them again;
+  reads go on.
+* After a failed fdatasync nobody knows what is on the disk: the process ends without a further reply,
+  and the supervisor starts it anew from what the log holds.
+* While the log is loaded every request is answered LOADING, by the same loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from pathlib import Path
+
+import psutil
+
+from imds.commands import LOADING
+from imds.config import Config
+from imds.control import Channel
+from imds.envelope import LENGTH, refuse
+from imds.process import EXIT_DISK, EXIT_REFUSED, Signals, set_schedule, start_logging
+from imds.protocol import OK, U32, encode_error, encode_response
+from imds.shard.aof import Aof, AofBroken, AofDamaged, AofSyncFailed, AofWriteError
+from imds.shard.kernel import RecordEncoder, UnifiedStore
+
+RECEIVE = 1 << 18  # bytes taken from one link per wake-up
+OUT_LIMIT = 4 << 20  # bytes of replies that a router has not taken above which its link is not read
+PROBE_EVERY = 1.0  # seconds between two tries of a disk that refused a write
+PROBE_LEAST = 1 << 16  # bytes that it must take then
+REPORT_EVERY = 1.0  # seconds between two reports of loading
+WARN_EVERY = 10.0  # seconds between two log lines about loading
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+log = logging.getLogger("imds.shard")
+
+
+class Link:
+    """The stream to one router."""
+
+    __slots__ = ("mask", "out", "rest", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.rest = bytearray()  # an envelope of which the end has not arrived
+        self.out = bytearray()  # replies that the socket has not taken
+        self.mask = READ
+
+    def take(self, data: bytes) -> bytes:
+        """Return the bytes to execute now that ``data`` has arrived: none before an envelope is whole."""
+        if not self.rest:
+            return data
+        self.rest += data
+        if len(self.rest) < LENGTH or len(self.rest) < LENGTH + U32.unpack_from(self.rest)[0]:
+            return b""
+        whole = bytes(self.rest)
+        self.rest.clear()
+        return whole
+
+
+class Worker:
+    """One shard process. :meth:`run` returns its exit code."""
+
+    def __init__(self, config: Config, shard: int, aof: Aof, channel: Channel) -> None:
+        self._config = config
+        self._shard = shard
+        self._aof = aof
+        self._channel = channel
+        self._log = RecordEncoder(0)
+        self._store = self._new_store()
+        self._selector = selectors.DefaultSelector()
+        self._signals = Signals([signal.SIGTERM], ignored=[signal.SIGINT])
+        self._links: set[Link] = set()
+        self._loading = True
+        self._stopping = False
+        self._probe_at = 0.0
+        self._probe_size = PROBE_LEAST
+        self._started = time.monotonic()
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the first call only starts its clock
+
+    def _new_store(self) -> UnifiedStore:
+        config, shard = self._config, self._shard
+        return UnifiedStore(
+            self._log,
+            capacity=config.share(config.capacity, shard),
+            maxmemory=config.share(config.maxmemory, shard),
+            evict=config.maxmemory_policy == "allkeys-lru",
+            hooks={"stats": self._stats},
+        )
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Load the log, serve until told to stop, return the exit code."""
+        self._selector.register(self._channel, READ)
+        self._selector.register(self._signals, READ)
+        try:
+            self._load()
+            while not self._stopping:
+                self._turn(PROBE_EVERY if self._store.readonly else None)
+                if self._store.readonly and time.monotonic() >= self._probe_at:
+                    self._probe()
+            while self._turn(0):  # what the routers had sent before they went
+                pass
+            self._aof.close()
+        except AofDamaged as error:
+            log.critical("refusing to start: %s", error)
+            self._channel.send("refused", reason=str(error))
+            return EXIT_REFUSED
+        except (AofBroken, AofSyncFailed) as error:
+            log.critical("%s; ending without a reply to what is under way", error)
+            return EXIT_DISK
+        finally:
+            self._close()
+        return 0
+
+    def _turn(self, timeout: float | None) -> bool:
+        """Wait for events and act on them; return whether any request arrived."""
+        arrived: list[tuple[Link, bytes]] = []
+        for key, mask in self._selector.select(timeout):
+            owner = key.fileobj
+            if isinstance(key.data, Link):
+                link = key.data
+                if mask & READ:
+                    data = self._receive(link)
+                    if data:
+                        arrived.append((link, data))
+                elif link in self._links:
+                    self._flush(link)
+            elif owner is self._channel:
+                self._on_control()
+            elif self._signals.take():
+                self._stopping = True
+        if arrived:
+            self._serve(arrived)
+        return bool(arrived)
+
+    def _serve(self, arrived: list[tuple[Link, bytes]]) -> None:
+        """Execute, log, sync, reply: in this order, for everything that has arrived."""
+        if self._loading:
+            results = [refuse(data, _LOADING) for _, data in arrived]
+        else:
+            execute = self._store.execute
+            results = [execute(data) for _, data in arrived]
+            records = self._log.pending()
+            if records:
+                try:
+                    self._aof.append(records)
+                except AofWriteError as error:
+                    self._store.rollback()
+                    self._refuse_writes(error, len(records))
+                    results = [execute(data) for _, data in arrived]
+            self._store.commit()
+            if records and self._config.appendfsync == "always":
+                self._aof.sync()
+        for (link, data), (used, replies) in zip(arrived, results, strict=True):
+            if used < len(data):
+                link.rest += data[used:]
+            link.out += replies
+            self._flush(link)
+
+    # -- links ------------------------------------------------------------------------------------
+
+    def _receive(self, link: Link) -> bytes:
+        try:
+            data = os.read(link.sock.fileno(), RECEIVE)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(link)
+            return b""
+        return link.take(data)
+
+    def _flush(self, link: Link) -> None:
+        if link not in self._links:
+            return
+        if link.out:
+            try:
+                del link.out[: os.write(link.sock.fileno(), link.out)]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._drop(link)
+                return
+        mask = (WRITE if link.out else 0) | (READ if len(link.out) < OUT_LIMIT else 0)
+        if mask != link.mask:
+            self._selector.modify(link.sock, mask, link)
+            link.mask = mask
+
+    def _drop(self, link: Link) -> None:
+        self._selector.unregister(link.sock)
+        link.sock.close()
+        self._links.discard(link)
+
+    def _on_control(self) -> None:
+        for message, fds in self._channel.receive():
+            if message["kind"] == "link":
+                self._add_link(fds[0])
+            elif message["kind"] == "stop":
+                self._stopping = True
+        if self._channel.closed:
+            self._selector.unregister(self._channel)
+            self._stopping = True
+
+    def _add_link(self, fd: int) -> None:
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        link = Link(sock)
+        self._links.add(link)
+        self._selector.register(sock, READ, link)
+
+    # -- the log ----------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Replay the log, answering LOADING meanwhile; evict down to the limits at its end."""
+        started = reported = warned = time.monotonic()
+        for done, total, records in self._aof.load(self._store.replay):
+            now = time.monotonic()
+            if now - reported >= REPORT_EVERY:
+                reported = now
+                self._channel.send("loading", done=done, total=total)
+            if now - warned >= WARN_EVERY:
+                warned = now
+                left = (now - started) * (total - done) / max(done, 1)
+                log.info("loading: %d of %d bytes, %d records, %.0f s left", done, total, records, left)
+            self._turn(0)
+            if self._stopping:
+                return
+        self._log = RecordEncoder(self._aof.seed, self._aof.sequence)
+        self._store.log = self._log
+        self._store.enforce_limits()
+        records_ = self._log.pending()
+        if records_:
+            try:
+                self._aof.append(records_)
+            except AofWriteError as error:
+                self._store.rollback()
+                self._refuse_writes(error, len(records_))
+        self._store.commit()
+        self._loading = False
+        seconds = time.monotonic() - started
+        log.debug("%d keys loaded in %.2f s", self._store.keys, seconds)
+        self._channel.send("ready", keys=self._store.keys, seconds=seconds)
+
+    def _refuse_writes(self, error: AofWriteError, size: int) -> None:
+        name = errno.errorcode.get(error.errno, str(error.errno))
+        reason = f"the log takes no writes: {os.strerror(error.errno)} ({name})"
+        if not self._store.readonly:
+            log.error("read-only: %s", reason)
+        self._store.readonly = encode_error(f"READONLY {reason}")
+        self._probe_at = time.monotonic() + PROBE_EVERY
+        self._probe_size = max(PROBE_LEAST, size)
+
+    def _probe(self) -> None:
+        self._probe_at = time.monotonic() + PROBE_EVERY
+        if self._aof.probe(self._probe_size):
+            log.warning("the log takes writes again")
+            self._store.readonly = None
+
+    # -- statistics and the end -------------------------------------------------------------------
+
+    def _stats(self) -> bytes:
+        store, aof, process = self._store, self._aof, self._process
+        with process.oneshot():
+            times = process.cpu_times()
+            values = {
+                "state": "up",
+                "pid": process.pid,
+                "uptime_seconds": round(time.monotonic() - self._started, 3),
+                "keys": store.keys,
+                "used_bytes": store.used,
+                "rss_bytes": process.memory_info().rss,
+                "cpu_seconds": round(times.user + times.system, 2),
+                "cpu_percent": process.cpu_percent(),
+                "ops": store.ops,
+                "hits": store.hits,
+                "misses": store.misses,
+                "evictions": store.evictions,
+                "links": len(self._links),
+                "readonly": store.readonly is not None,
+                **aof.stats(),
+            }
+        return encode_response(OK, json.dumps(values).encode())
+
+    def _close(self) -> None:
+        for link in self._links:
+            link.sock.close()
+        self._selector.close()
+        self._signals.close()
+        self._channel.close()
+
+
+_LOADING = encode_error(LOADING)
+
+
+def main(config: Config, shard: int, directory: Path, generation: int, channel: Channel) -> int:
+    """Run a shard process to its end; return its exit code."""
+    start_logging(f"shard-{shard}", config.log_level)
+    set_schedule(config.sched)
+    aof = Aof(directory, generation=generation, shard=shard, policy=config.appendfsync)
+    return Worker(config, shard, aof, channel).run()
