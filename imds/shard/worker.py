@@ -54,6 +54,10 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 log = logging.getLogger("imds.shard")
 
 
+class EffectError(Exception):
+    """The log is sound, but holds what this version cannot apply."""
+
+
 class Link:
     """The stream to one router."""
 
@@ -123,7 +127,7 @@ class Worker:
             while self._turn(0):  # what the routers had sent before they went
                 pass
             self._aof.close()
-        except AofDamaged as error:
+        except (AofDamaged, EffectError) as error:
             log.critical("refusing to start: %s", error)
             self._channel.send("refused", reason=str(error))
             return EXIT_REFUSED
@@ -236,7 +240,7 @@ class Worker:
     def _load(self) -> None:
         """Replay the log, answering LOADING meanwhile; evict down to the limits at its end."""
         started = reported = warned = time.monotonic()
-        for done, total, records in self._aof.load(self._store.replay):
+        for done, total, records in self._aof.load(self._replay):
             now = time.monotonic()
             if now - reported >= REPORT_EVERY:
                 reported = now
@@ -263,6 +267,12 @@ class Worker:
         seconds = time.monotonic() - started
         log.debug("%d keys loaded in %.2f s", self._store.keys, seconds)
         self._channel.send("ready", keys=self._store.keys, seconds=seconds)
+
+    def _replay(self, records: memoryview) -> None:
+        try:
+            self._store.replay(records)
+        except ValueError as error:
+            raise EffectError(f"{self._aof.directory}: {error}") from error
 
     def _refuse_writes(self, error: AofWriteError, size: int) -> None:
         name = errno.errorcode.get(error.errno, str(error.errno))
