@@ -54,10 +54,6 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 log = logging.getLogger("imds.shard")
 
 
-class EffectError(Exception):
-    """The log is sound, but holds what this version cannot apply."""
-
-
 class Link:
     """The stream to one router."""
 
@@ -127,7 +123,7 @@ class Worker:
             while self._turn(0):  # what the routers had sent before they went
                 pass
             self._aof.close()
-        except (AofDamaged, EffectError) as error:
+        except AofDamaged as error:
             log.critical("refusing to start: %s", error)
             self._channel.send("refused", reason=str(error))
             return EXIT_REFUSED
@@ -175,7 +171,7 @@ class Worker:
                     self._refuse_writes(error, len(records))
                     results = [execute(data) for _, data in arrived]
             self._store.commit()
-            if records and self._config.appendfsync == "always":
+            if records:
                 self._aof.sync()
         for (link, data), (used, replies) in zip(arrived, results, strict=True):
             if used < len(data):
@@ -240,7 +236,7 @@ class Worker:
     def _load(self) -> None:
         """Replay the log, answering LOADING meanwhile; evict down to the limits at its end."""
         started = reported = warned = time.monotonic()
-        for done, total, records in self._aof.load(self._replay):
+        for done, total, records in self._aof.load(self._store.replay):
             now = time.monotonic()
             if now - reported >= REPORT_EVERY:
                 reported = now
@@ -267,12 +263,6 @@ class Worker:
         seconds = time.monotonic() - started
         log.debug("%d keys loaded in %.2f s", self._store.keys, seconds)
         self._channel.send("ready", keys=self._store.keys, seconds=seconds)
-
-    def _replay(self, records: memoryview) -> None:
-        try:
-            self._store.replay(records)
-        except ValueError as error:
-            raise EffectError(f"{self._aof.directory}: {error}") from error
 
     def _refuse_writes(self, error: AofWriteError, size: int) -> None:
         name = errno.errorcode.get(error.errno, str(error.errno))
