@@ -1,3 +1,51 @@
-"""imds: a sharded in-memory key-value server in Python."""
+"""imds: a sharded in-memory key-value server in Python.
+
+The client's names are here too, and are loaded when first asked for: every process of a server imports
+this package, and none of them needs a client.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imds.client import (
+        Client,
+        ConnectionError,
+        ImdsError,
+        OutcomeUnknownError,
+        OutOfMemoryError,
+        Pipeline,
+        Response,
+        ServerError,
+        TimeoutError,
+        TryAgainError,
+        WrongTypeError,
+    )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Client",
+    "ConnectionError",
+    "ImdsError",
+    "OutOfMemoryError",
+    "OutcomeUnknownError",
+    "Pipeline",
+    "Response",
+    "ServerError",
+    "TimeoutError",
+    "TryAgainError",
+    "WrongTypeError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from imds import client
+
+    value: object = getattr(client, name)
+    globals()[name] = value
+    return value
