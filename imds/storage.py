@@ -1,0 +1,127 @@
+"""Every operation on files that must survive a crash, in one place.
+
+The log, the data directory and its rebuilding call the operating system only through this class, so that
+a test can stand in for the disk: fail one operation, stop at it, or forget what was never synced.
+Methods are thin: they raise OSError as the system call does, and EINTR is Python's to retry.
+"""
+
+# One method is one system call; pathlib would hide which.
+# ruff: noqa: PTH101, PTH102, PTH105, PTH106, PTH108, PTH116, PTH208
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from imds.protocol import Buffer
+
+# Linux writes the data and what is needed to find it; elsewhere there is only the larger call.
+_fdatasync = getattr(os, "fdatasync", os.fsync)
+# On macOS fsync stops at the drive's cache, and only this reaches the platter.
+_FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+
+
+class Storage:
+    """The real disk."""
+
+    def open(self, path: Path, flags: int) -> int:
+        """Return a descriptor of ``path``; a file made by it is its owner's alone."""
+        return os.open(path, flags, 0o600)
+
+    def close(self, fd: int) -> None:
+        """Close ``fd``."""
+        os.close(fd)
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        """Return at most ``size`` bytes at ``offset``; none means the end of the file."""
+        return os.pread(fd, size, offset)
+
+    def write(self, fd: int, data: Buffer) -> int:
+        """Write the start of ``data`` and return how many bytes were taken."""
+        return os.write(fd, data)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Make the file ``size`` bytes long."""
+        os.ftruncate(fd, size)
+
+    def fdatasync(self, fd: int) -> None:
+        """Return when the file's bytes and length are on the disk."""
+        if _FULL_SYNC is None:
+            _fdatasync(fd)
+        else:
+            fcntl.fcntl(fd, _FULL_SYNC)
+
+    def fsync(self, fd: int) -> None:
+        """Return when all of the file is on the disk."""
+        if _FULL_SYNC is None:
+            os.fsync(fd)
+        else:
+            fcntl.fcntl(fd, _FULL_SYNC)
+
+    def fsync_dir(self, path: Path) -> None:
+        """Return when the names in the directory ``path`` are on the disk."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def lock(self, fd: int) -> bool:
+        """Try to take the exclusive lock of an open file, without waiting; return whether that worked.
+
+        The lock belongs to the open file: children that inherit the descriptor hold it too, until the
+        last of them has closed it or is gone.
+        """
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        os.set_inheritable(fd, True)
+        return True
+
+    def size(self, file: int | Path) -> int:
+        """Return the length in bytes of an open file or of a path."""
+        return os.stat(file).st_size
+
+    def mode(self, path: Path) -> int:
+        """Return the permission bits of ``path``."""
+        return os.stat(path).st_mode & 0o7777
+
+    def chmod(self, path: Path, mode: int) -> None:
+        """Set the permission bits of ``path``."""
+        os.chmod(path, mode)
+
+    def listdir(self, path: Path) -> list[str]:
+        """Return the names in a directory, sorted."""
+        return sorted(os.listdir(path))
+
+    def mkdir(self, path: Path) -> None:
+        """Make a directory that only its owner may enter."""
+        os.mkdir(path, 0o700)
+
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty directory."""
+        os.rmdir(path)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+        os.unlink(path)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give ``old`` the name ``new``, in place of whatever file had it."""
+        os.replace(old, new)
+
+
+def write_all(storage: Storage, fd: int, data: Buffer) -> None:
+    """Write all of ``data``, however many calls that takes. Raises OSError; some of it may be written."""
+    done = storage.write(fd, data)
+    if done == len(data):
+        return
+    view = memoryview(data)
+    while done < len(view):
+        took = storage.write(fd, view[done:])
+        if not took:
+            raise OSError(errno.EIO, "write took nothing")
+        done += took

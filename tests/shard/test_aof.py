@@ -1,0 +1,895 @@
+"""One shard's log on disk: what a crash may do to it, what else may, and that the two are told apart."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imds.protocol import encode_request
+from imds.shard import aof as aof_module
+from imds.shard.aof import (
+    FORMAT,
+    MAGIC,
+    MAX_GAP,
+    SEGMENT_HEADER,
+    Aof,
+    AofBroken,
+    AofDamaged,
+    AofSyncFailed,
+    AofWriteError,
+    create_segment,
+    segment_name,
+)
+from imds.shard.record import HEADER, RecordEncoder, each_effect
+from imds.storage import Storage
+
+START = SEGMENT_HEADER.size
+EFFECTS = [encode_request([b"set", b"key%d" % i, b"value" * i]) for i in range(5)]
+
+
+class Fast(Storage):
+    """The real files without the waiting for the disk."""
+
+    def fsync(self, fd):
+        pass
+
+    def fdatasync(self, fd):
+        pass
+
+    def fsync_dir(self, path):
+        pass
+
+
+FAST = Fast()
+
+
+def opened(directory, policy="no", storage=FAST):
+    return Aof(directory, shard=0, generation=1, policy=policy, storage=storage)
+
+
+def loaded(directory, policy="no", storage=FAST, chunk=1 << 20):
+    """Return the log in ``directory``, made if need be, after loading it; and its effects."""
+    if not any(directory.iterdir()):
+        create_segment(FAST, directory, shard=0, generation=1)
+    aof = opened(directory, policy, storage)
+    return aof, load(aof, chunk)
+
+
+def load(aof, chunk=1 << 20):
+    effects, counts = [], []
+    try:
+        for done, total, records in aof.load(
+            lambda records: effects.extend(bytes(records[a:b]) for _, a, b in each_effect(records)), chunk
+        ):
+            assert 0 <= done <= total
+            assert records == len(effects)
+            counts.append(done)
+    except BaseException:
+        aof.close()
+        raise
+    assert counts == sorted(counts)
+    assert counts
+    return effects
+
+
+def encoded(aof, effects):
+    encoder = RecordEncoder(aof.seed, aof.sequence)
+    for effect in effects:
+        encoder.add(effect)
+    return encoder.pending()
+
+
+def append(aof, effects):
+    aof.append(encoded(aof, effects))
+    aof.sequence += len(effects)  # as the encoder counts, so that the next call continues
+
+
+def write(directory, effects):
+    """Append effects to the log in ``directory`` in one session; return the segment's path."""
+    aof, _ = loaded(directory)
+    append(aof, effects)
+    aof.close()
+    return aof.segments()[-1]
+
+
+def read(directory, chunk=1 << 20):
+    """Return the effects in a log and how many bytes loading cut off."""
+    aof, effects = loaded(directory, chunk=chunk)
+    aof.close()
+    return effects, aof.torn_bytes
+
+
+def picture(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+# -- the format, and a plain life of it ------------------------------------------------------------------
+
+
+def test_header_bytes(tmp_path):
+    create_segment(FAST, tmp_path, shard=5, generation=7, number=3, sequence=9)
+    head = (tmp_path / "00000003.aof").read_bytes()
+    assert len(head) == 64
+    assert head[:8] == MAGIC == b"imds-aof"
+    assert head[8:12] == b"\0\0\0\1"
+    assert head[12:16] == b"\0\0\0\5"
+    assert head[16:24] == b"\0" * 7 + b"\7"
+    assert head[32:40] == b"\0" * 7 + b"\x09"
+    assert head[40:48] == b"\0" * 7 + b"\3"
+    assert head[48:56] == bytes(8)
+    with pytest.raises(FileExistsError):
+        create_segment(FAST, tmp_path, shard=5, generation=7, number=3, sequence=9)
+    assert ((tmp_path / "00000003.aof").stat().st_mode & 0o777) == 0o600
+
+
+def test_each_segment_has_its_own_seed(tmp_path):
+    seeds = set()
+    for number in range(3):
+        create_segment(FAST, tmp_path, shard=0, generation=1, number=number)
+        seeds.add((tmp_path / segment_name(number)).read_bytes()[24:32])
+    assert len(seeds) == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.binary(max_size=60), max_size=4), max_size=4), st.integers(1, 90))
+def test_effects_come_back(tmp_path_factory, sessions, chunk):
+    directory = tmp_path_factory.mktemp("log")
+    expected = []
+    for effects in sessions:
+        aof, found = loaded(directory, chunk=chunk)
+        assert found == expected
+        assert aof.sequence == len(expected) + 1
+        append(aof, effects)
+        aof.close()
+        expected += effects
+    assert read(directory, chunk) == (expected, 0)
+
+
+def test_record_larger_than_the_chunk_is_read_once(tmp_path):
+    effects = [b"small", b"x" * 100_000, b"small too"]
+    write(tmp_path, effects)
+
+    sizes = []
+
+    class Counting(Fast):
+        def read(self, fd, size, offset):
+            data = super().read(fd, size, offset)
+            sizes.append(len(data))
+            return data
+
+    aof, found = loaded(tmp_path, storage=Counting(), chunk=64)
+    aof.close()
+    assert found == effects
+    assert sum(sizes) < 102_000  # every byte once, however small the chunk
+
+
+def test_progress_yields_between_chunks(tmp_path):
+    write(tmp_path, EFFECTS * 100)
+    aof = opened(tmp_path)
+    steps = list(aof.load(lambda records: None, chunk=1000))
+    aof.close()
+    size = aof.disk_bytes()
+    assert len(steps) >= size // 1000
+    assert steps[-1] == (size, size, 500)
+
+
+def test_load_left_early_then_closed(tmp_path):
+    write(tmp_path, EFFECTS * 100)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    aof = opened(tmp_path)
+    steps = aof.load(lambda records: None, chunk=100)
+    next(steps)
+    steps.close()
+    aof.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_what_apply_cannot_follow_is_damage(tmp_path):
+    path = write(tmp_path, EFFECTS)
+    before = picture(tmp_path)
+
+    def refuse(records):
+        raise ValueError("record 1 is no write")
+
+    with pytest.raises(AofDamaged, match=r"byte 64: .*record 1 is no write") as caught:
+        list(opened(tmp_path).load(refuse))
+    assert caught.value.path == path
+    assert picture(tmp_path) == before
+
+
+def test_unknown_policy(tmp_path):
+    with pytest.raises(ValueError, match="always, everysec, no"):
+        opened(tmp_path, "sometimes")
+
+
+# -- torn tails ------------------------------------------------------------------------------------------
+
+
+def ends(path):
+    """Return where each record of a segment ends, the header first."""
+    data = path.read_bytes()
+    found = [START]
+    while found[-1] < len(data):
+        found.append(found[-1] + HEADER.size + HEADER.unpack_from(data, found[-1])[1])
+    return found
+
+
+def test_cut_at_every_byte(tmp_path, caplog):
+    source = tmp_path / "source"
+    source.mkdir()
+    path = write(source, EFFECTS)
+    data, marks = path.read_bytes(), ends(path)
+    for size in range(len(data)):
+        directory = tmp_path / f"cut-{size}"
+        directory.mkdir()
+        (directory / path.name).write_bytes(data[:size])
+        caplog.clear()
+        effects, torn = read(directory)
+        whole = [mark for mark in marks if mark <= size]
+        assert effects == EFFECTS[: max(0, len(whole) - 1)]
+        good = whole[-1] if whole else 0
+        assert torn == size - good
+        saved = directory / f"{path.name}.torn-{good}"
+        if torn:
+            assert saved.read_bytes() == data[good:size]
+            assert str(directory / path.name) in caplog.text
+            assert f"{torn} bytes at offset {good}" in caplog.text
+        else:
+            assert not saved.exists()
+            assert not caplog.records
+        write(directory, [b"after"])
+        assert read(directory) == ([*effects, b"after"], 0)
+
+
+def test_every_byte_flipped(tmp_path):
+    """Whatever bit is wrong: the log is refused as it is, or only its last record is lost, and said so."""
+    source = tmp_path / "source"
+    source.mkdir()
+    path = write(source, EFFECTS)
+    data, marks = path.read_bytes(), ends(path)
+    directory = tmp_path / "flipped"
+    directory.mkdir()
+    for byte, bit in product(range(len(data)), (0, 7)):
+        flipped = bytearray(data)
+        flipped[byte] ^= 1 << bit
+        (directory / path.name).write_bytes(flipped)
+        if byte >= marks[-2]:
+            assert read(directory) == (EFFECTS[:-1], len(data) - marks[-2])
+            saved = directory / f"{path.name}.torn-{marks[-2]}"
+            assert saved.read_bytes() == flipped[marks[-2] :]
+            saved.unlink()
+        else:
+            with pytest.raises(AofDamaged) as caught:
+                read(directory)
+            record = max((mark for mark in marks if mark <= byte), default=0)
+            assert caught.value.offset == record if byte >= START else caught.value.offset < START
+            assert caught.value.path == directory / path.name
+            assert picture(directory) == {path.name: bytes(flipped)}
+
+
+@pytest.mark.parametrize("tail", [b"\0", b"\0" * 19, b"\0" * 5000, b"\xff" * 300, b"garbage" * 100])
+def test_tail_of_garbage_is_torn(tmp_path, tail):
+    path = write(tmp_path, EFFECTS)
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(tail)
+    assert read(tmp_path) == (EFFECTS, len(tail))
+    assert path.stat().st_size == size
+    assert (tmp_path / f"{path.name}.torn-{size}").read_bytes() == tail
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(min_size=1, max_size=200), st.integers(0, 3))
+def test_any_garbage_is_torn(tmp_path_factory, garbage, count):
+    directory = tmp_path_factory.mktemp("log")
+    path = write(directory, EFFECTS[:count])
+    with path.open("ab") as file:
+        file.write(garbage)
+    assert read(directory) == (EFFECTS[:count], len(garbage))
+
+
+def test_torn_twice_at_the_same_place_keeps_both_tails(tmp_path):
+    path = write(tmp_path, EFFECTS[:1])
+    size = path.stat().st_size
+    for tail in (b"one", b"two", b"three"):
+        with path.open("ab") as file:
+            file.write(tail)
+        assert read(tmp_path) == (EFFECTS[:1], len(tail))
+    assert (tmp_path / f"{path.name}.torn-{size}").read_bytes() == b"one"
+    assert (tmp_path / f"{path.name}.torn-{size}.2").read_bytes() == b"two"
+    assert (tmp_path / f"{path.name}.torn-{size}.3").read_bytes() == b"three"
+
+
+def test_header_of_zeros_is_an_interrupted_creation_only_if_nothing_follows(tmp_path):
+    path = tmp_path / segment_name(1)
+    path.write_bytes(bytes(START))
+    assert read(tmp_path) == ([], START)
+    write(tmp_path, EFFECTS)
+    data = path.read_bytes()
+    path.write_bytes(bytes(START) + data[START:])
+    with pytest.raises(AofDamaged):
+        read(tmp_path)
+
+
+def test_crash_while_cutting(tmp_path):
+    """Stop the repair of a tail before each of its operations: the next load finishes it."""
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(Fast):
+        def __init__(self, at):
+            self.left = at
+
+        def step(self):
+            self.left -= 1
+            if self.left < 0:
+                raise Stop
+
+    for name in ("open", "read", "write", "truncate", "fsync", "fsync_dir", "close"):
+
+        def stepped(self, *args, name=name):
+            self.step()
+            return getattr(Fast, name)(self, *args)
+
+        setattr(Stopping, name, stepped)
+
+    for at in range(100):
+        directory = tmp_path / str(at)
+        directory.mkdir()
+        path = write(directory, EFFECTS)
+        good = path.stat().st_size
+        with path.open("ab") as file:
+            file.write(b"torn")
+        storage = Stopping(at)
+        try:
+            aof, _ = loaded(directory, storage=storage)
+        except Stop:
+            pass
+        else:
+            aof._storage = FAST
+            aof.close()
+            break
+        assert read(directory)[0] == EFFECTS
+        assert path.stat().st_size == good
+        tails = [data for name, data in picture(directory).items() if "torn" in name]
+        assert b"torn" in tails
+    else:
+        pytest.fail("no load came to its end")
+    assert at > 8
+
+
+# -- damage elsewhere ------------------------------------------------------------------------------------
+
+
+def refused(directory, offset, *words):
+    before = picture(directory)
+    with pytest.raises(AofDamaged) as caught:
+        read(directory)
+    assert caught.value.offset == offset
+    for word in words:
+        assert word in str(caught.value)
+    assert picture(directory) == before
+
+
+@pytest.mark.parametrize("junk", [0, 1, 7, 21, 300])
+@pytest.mark.parametrize("fill", [0, 255, None])
+def test_record_after_damage_is_found_anywhere(tmp_path, monkeypatch, junk, fill):
+    """Also where the search's windows meet: they are made as small as they can be."""
+    monkeypatch.setattr(aof_module, "_WINDOW", 16)
+    path = write(tmp_path, EFFECTS)
+    data, marks = path.read_bytes(), ends(path)
+    filling = random.Random(junk).randbytes(junk) if fill is None else bytes([fill]) * junk
+    for shift in range(16):
+        path.write_bytes(data[: marks[2]] + b"\xee" * shift + filling + data[marks[3] :])
+        follows = marks[2] + shift + len(filling)
+        refused(tmp_path, marks[2], str(path), f"good record follows at byte {follows}")
+
+
+def test_zeros_in_the_middle(tmp_path):
+    path = write(tmp_path, EFFECTS)
+    data, marks = path.read_bytes(), ends(path)
+    path.write_bytes(data[: marks[1]] + bytes(marks[3] - marks[1]) + data[marks[3] :])
+    refused(tmp_path, marks[1], f"byte {marks[3]}")
+
+
+@pytest.mark.parametrize("first", [1, 255, 256, 1 << 24, (1 << 32) - 2, (1 << 56) + 1])
+def test_search_at_any_sequence_number(tmp_path, first):
+    """The leading bytes that the search looks for depend on the numbers."""
+    create_segment(FAST, tmp_path, shard=0, generation=1, sequence=first)
+    path = tmp_path / segment_name(1)
+    aof = opened(tmp_path)
+    aof.sequence = first
+    load(aof)
+    append(aof, EFFECTS)
+    aof.close()
+    data, marks = path.read_bytes(), ends(path)
+    for lost in range(4):
+        path.write_bytes(data[: marks[lost]] + bytes(5) + data[marks[lost + 1] :])
+        aof = opened(tmp_path)
+        aof.sequence = first
+        with pytest.raises(AofDamaged, match=f"byte {marks[lost] + 5}"):
+            load(aof)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_missing_records(tmp_path, count):
+    path = write(tmp_path, EFFECTS)
+    data, marks = path.read_bytes(), ends(path)
+    path.write_bytes(data[: marks[1]] + data[marks[1 + count] :])
+    refused(tmp_path, marks[1], f"sequence number {2 + count}, expected 2")
+
+
+def test_gap_at_the_very_end_is_no_torn_tail(tmp_path):
+    """One good record with a far too high number is all that is left of what was lost before it."""
+    aof, _ = loaded(tmp_path)
+    append(aof, EFFECTS[:2])
+    size = aof.disk_bytes()
+    aof.sequence += 10 * MAX_GAP
+    append(aof, EFFECTS[3:4])
+    aof.close()
+    refused(tmp_path, size, f"expected 3, and a good record follows at byte {size}")
+
+
+def test_record_twice(tmp_path):
+    path = write(tmp_path, EFFECTS)
+    data, marks = path.read_bytes(), ends(path)
+    path.write_bytes(data + data[marks[4] :])
+    refused(tmp_path, len(data), "sequence number 5, expected 6")
+
+
+def test_record_of_another_log_is_no_record(tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for directory in (ours, theirs):
+        directory.mkdir()
+        path = write(directory, EFFECTS)
+    data = (ours / path.name).read_bytes()
+    marks = ends(ours / path.name)
+    foreign = path.read_bytes()[marks[3] :]
+    (ours / path.name).write_bytes(data[: marks[3]] + foreign)
+    assert read(ours) == (EFFECTS[:3], len(foreign))
+
+
+# -- segments --------------------------------------------------------------------------------------------
+
+
+def two_segments(directory, sequence=4):
+    """Write EFFECTS over two segments, three and two of them."""
+    first = write(directory, EFFECTS[:3])
+    create_segment(FAST, directory, shard=0, generation=1, number=2, sequence=sequence)
+    return first, directory / segment_name(2)
+
+
+def test_segments_continue(tmp_path):
+    two_segments(tmp_path)
+    assert read(tmp_path) == (EFFECTS[:3], 0)
+    write(tmp_path, EFFECTS[3:])
+    assert read(tmp_path, chunk=50) == (EFFECTS, 0)
+    aof, _ = loaded(tmp_path)
+    assert aof.sequence == 6
+    assert aof.stats()["aof_bytes"] == aof.disk_bytes()
+    aof.close()
+
+
+def test_only_the_last_segment_may_be_torn(tmp_path):
+    first, second = two_segments(tmp_path)
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-1])
+    refused(tmp_path, ends_before(whole, 3), "later segment")
+    first.write_bytes(whole[:10])
+    refused(tmp_path, 0, "later segment")
+    first.write_bytes(whole)
+    second.write_bytes(second.read_bytes()[:10])
+    assert read(tmp_path) == (EFFECTS[:3], 10)
+    write(tmp_path, EFFECTS[3:])
+    assert read(tmp_path) == (EFFECTS, 0)
+
+
+def ends_before(data, count):
+    """Return where record number ``count`` of a segment begins."""
+    pos = START
+    for _ in range(count - 1):
+        pos += HEADER.size + HEADER.unpack_from(data, pos)[1]
+    return pos
+
+
+def test_sequence_must_continue(tmp_path):
+    two_segments(tmp_path, sequence=5)
+    refused(tmp_path, 0, "00000002.aof", "belongs elsewhere")
+
+
+def test_missing_segments(tmp_path):
+    first, second = two_segments(tmp_path)
+    second.rename(tmp_path / segment_name(3))
+    refused(tmp_path, 0, "segment before it is missing")
+    first.unlink()
+    refused(tmp_path, 0, "belongs elsewhere")
+    (tmp_path / segment_name(3)).unlink()
+    with pytest.raises(AofDamaged, match="no segment"):
+        load(opened(tmp_path))
+
+
+@pytest.mark.parametrize("field", ["shard", "generation", "number"])
+def test_foreign_segment(tmp_path, field):
+    own = {"shard": 0, "generation": 1, "number": 1}
+    create_segment(FAST, tmp_path, **(own | {field: 2}))
+    (tmp_path / segment_name(2)).rename(tmp_path / segment_name(1)) if field == "number" else None
+    refused(tmp_path, 0, "expected (1, 0, 1, 1)")
+
+
+def test_foreign_file_and_newer_format(tmp_path):
+    path = write(tmp_path, EFFECTS)
+    data = path.read_bytes()
+    path.write_bytes(b"SET key value\n" * 10)
+    refused(tmp_path, 0, "does not begin as a segment")
+    path.write_bytes(data[:8] + (FORMAT + 1).to_bytes(4) + data[12:])
+    refused(tmp_path, 8, f"format {FORMAT + 1}, this imds reads up to {FORMAT}")
+
+
+def test_other_files_are_not_looked_at(tmp_path):
+    write(tmp_path, EFFECTS)
+    (tmp_path / "00000001.aof.torn-99").write_bytes(b"old")
+    (tmp_path / "00000001.aof.bak").write_bytes(b"mine")
+    (tmp_path / "notes").write_bytes(b"mine")
+    assert read(tmp_path) == (EFFECTS, 0)
+
+
+# -- a disk that does not take it ------------------------------------------------------------------------
+
+
+class Full(Fast):
+    """Takes ``room`` more bytes, in writes of at most ``most``, then none. The truncate may fail too."""
+
+    def __init__(self, room=1 << 30, most=1 << 30):
+        self.room = room
+        self.most = most
+        self.truncate_fails = False
+
+    def write(self, fd, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        took = super().write(fd, data[: min(self.most, self.room)])
+        self.room -= took
+        return took
+
+    def truncate(self, fd, size):
+        if self.truncate_fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().truncate(fd, size)
+
+
+def test_short_writes(tmp_path):
+    aof, _ = loaded(tmp_path, storage=Full(most=3))
+    append(aof, EFFECTS)
+    aof.close()
+    assert read(tmp_path) == (EFFECTS, 0)
+
+
+def test_write_that_takes_nothing_is_an_error(tmp_path):
+    aof, _ = loaded(tmp_path, storage=Full(most=0))
+    with pytest.raises(AofWriteError) as caught:
+        append(aof, EFFECTS)
+    assert caught.value.errno == errno.EIO
+    aof.close()
+    assert read(tmp_path) == ([], 0)
+
+
+def test_full_disk_at_every_byte(tmp_path):
+    storage = Full()
+    aof, _ = loaded(tmp_path, storage=storage)
+    append(aof, EFFECTS[:2])
+    records = encoded(aof, EFFECTS[2:])
+    size = aof.disk_bytes()
+    for room in range(len(records)):
+        storage.room = room
+        with pytest.raises(AofWriteError, match="No space left") as caught:
+            aof.append(records)
+        assert caught.value.errno == errno.ENOSPC
+        assert aof.disk_bytes() == size
+        assert aof.failed is None
+        assert aof.stats()["aof_bytes"] == size
+    storage.room = len(records)
+    aof.append(records)
+    aof.close()
+    assert read(tmp_path) == (EFFECTS, 0)
+
+
+def test_probe_tells_whether_there_is_room(tmp_path):
+    storage = Full()
+    aof, _ = loaded(tmp_path, storage=storage)
+    append(aof, EFFECTS[:2])
+    storage.room = 99
+    assert not aof.probe(100)
+    storage.room = 100
+    assert aof.probe(100)
+    storage.room = 1 << 20
+    append(aof, EFFECTS[2:])
+    aof.close()
+    assert read(tmp_path) == (EFFECTS, 0)
+
+
+def test_append_that_cannot_be_taken_back(tmp_path):
+    storage = Full()
+    aof, _ = loaded(tmp_path, "always", storage)
+    append(aof, EFFECTS[:3])
+    storage.room, storage.truncate_fails = 30, True
+    with pytest.raises(AofBroken):
+        append(aof, EFFECTS[3:])
+    storage.room, storage.truncate_fails = 1 << 20, False
+    for _ in range(2):
+        with pytest.raises(AofBroken):
+            append(aof, EFFECTS[3:])
+        with pytest.raises(AofBroken):
+            aof.sync()
+        with pytest.raises(AofBroken):
+            aof.probe(10)
+    assert isinstance(aof.failed, AofBroken)
+    assert aof.stats()["aof_unsynced_bytes"] == 0  # what it had taken before is safe all the same
+    with pytest.raises(AofBroken):
+        aof.close()
+    assert read(tmp_path) == (EFFECTS[:3], 30)
+
+
+def test_file_size_limit_of_the_real_system(tmp_path):
+    create_segment(FAST, tmp_path, shard=0, generation=1)
+    program = textwrap.dedent(
+        """
+        import errno, pathlib, resource, sys
+        from imds.shard.aof import Aof, AofWriteError
+        from imds.shard.record import RecordEncoder
+        aof = Aof(pathlib.Path(sys.argv[1]), shard=0, generation=1)
+        for _ in aof.load(lambda records: None): pass
+        encoder = RecordEncoder(aof.seed, aof.sequence)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+        taken = refused = 0
+        for size in [900] * 10 + [5]:
+            encoder.add(b"x" * size)
+            try:
+                aof.append(encoder.pending())
+            except AofWriteError as error:
+                assert error.errno == errno.EFBIG, error
+                encoder.rollback()
+                refused += 1
+                assert aof.probe(5) and not aof.probe(900)
+            else:
+                encoder.commit()
+                taken += 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert aof.probe(900)
+        encoder.add(b"y")
+        aof.append(encoder.pending())
+        aof.close()
+        print(taken, refused)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout == "6 5\n"
+    assert read(tmp_path) == ([b"x" * 900] * 5 + [b"x" * 5, b"y"], 0)
+
+
+def test_killed_while_appending(tmp_path):
+    create_segment(FAST, tmp_path, shard=0, generation=1)
+    program = textwrap.dedent(
+        """
+        import pathlib, sys
+        from imds.shard.aof import Aof
+        from imds.shard.record import RecordEncoder
+        aof = Aof(pathlib.Path(sys.argv[1]), shard=0, generation=1)
+        for _ in aof.load(lambda records: None): pass
+        encoder = RecordEncoder(aof.seed, aof.sequence)
+        while True:
+            encoder.add(b"%d" % encoder.sequence * 100)
+            aof.append(encoder.pending())
+            encoder.commit()
+            print(encoder.sequence - 1, flush=True)
+        """
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True)
+    with child:
+        for _ in range(300):
+            last = int(child.stdout.readline())
+        child.send_signal(signal.SIGKILL)
+        rest = [int(line) for line in child.stdout if line.endswith("\n")]
+    acknowledged = (rest or [last])[-1]
+    effects, _torn = read(tmp_path)
+    assert len(effects) >= acknowledged
+    assert effects == [b"%d" % number * 100 for number in range(1, len(effects) + 1)]
+
+
+# -- syncing ---------------------------------------------------------------------------------------------
+
+
+class Syncs(Fast):
+    """Counts syncs of data, may hold them up, may fail them."""
+
+    def __init__(self):
+        self.count = 0
+        self.fails = False
+        self.started = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.go.set()
+
+    def fdatasync(self, fd):
+        self.count += 1
+        self.started.release()
+        assert self.go.wait(30)
+        if self.fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def syncing(directory, policy):
+    storage = Syncs()
+    aof, _ = loaded(directory, policy, storage)
+    storage.started = threading.Semaphore(0)
+    storage.count = 0
+    return aof, storage
+
+
+def test_always_syncs_once_for_each_batch(tmp_path):
+    aof, storage = syncing(tmp_path, "always")
+    aof.sync()
+    assert storage.count == 0
+    for batch in range(3):
+        append(aof, EFFECTS[:2])
+        append(aof, EFFECTS[2:])
+        assert storage.count == batch
+        assert aof.stats()["aof_unsynced_bytes"] > 0
+        aof.sync()
+        assert storage.count == batch + 1
+        assert aof.stats()["aof_unsynced_bytes"] == 0
+        assert aof.unsynced_seconds == 0
+    aof.close()
+    assert storage.count == aof.stats()["aof_fsyncs"] == 3
+
+
+def test_no_syncs_at_the_end_only(tmp_path):
+    aof, storage = syncing(tmp_path, "no")
+    append(aof, EFFECTS)
+    aof.sync()
+    assert storage.count == 0
+    assert aof.unsynced_seconds > 0
+    aof.flush()
+    assert storage.count == 1
+    append(aof, EFFECTS)
+    aof.close()
+    aof.close()
+    assert storage.count == 2
+
+
+def test_everysec_syncs_when_there_is_something(tmp_path, monkeypatch):
+    monkeypatch.setattr(aof_module, "SYNC_EVERY", 0.01)
+    aof, storage = syncing(tmp_path, "everysec")
+    assert not storage.started.acquire(timeout=0.1)  # idle: nothing to sync
+    for _ in range(3):
+        append(aof, EFFECTS)
+        aof.sync()
+        assert storage.started.acquire(timeout=30)
+        while aof.stats()["aof_unsynced_bytes"]:
+            assert not storage.started.acquire(timeout=0.01)
+    assert storage.count == 3
+    aof.close()
+    assert storage.count == 3
+    assert not [thread for thread in threading.enumerate() if thread.name == "aof-sync"]
+
+
+def test_everysec_does_not_wait_for_a_sync_that_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(aof_module, "SYNC_EVERY", 0.0)
+    aof, storage = syncing(tmp_path, "everysec")
+    storage.go.clear()
+    append(aof, EFFECTS)
+    assert storage.started.acquire(timeout=30)
+    append(aof, EFFECTS)  # well under MAX_LAG
+    assert aof.stats()["aof_unsynced_bytes"] == aof.disk_bytes() - START
+    storage.go.set()
+    aof.close()
+    assert aof.stats()["aof_unsynced_bytes"] == 0
+    assert storage.count == 2  # the second append is not covered by the sync that had begun
+
+
+def test_everysec_holds_appends_back_when_the_disk_is_late(tmp_path, monkeypatch):
+    monkeypatch.setattr(aof_module, "SYNC_EVERY", 0.0)
+    monkeypatch.setattr(aof_module, "MAX_LAG", 0.0)
+    aof, storage = syncing(tmp_path, "everysec")
+    storage.go.clear()
+    append(aof, EFFECTS)
+    assert storage.started.acquire(timeout=30)
+    size = aof.disk_bytes()
+    appending = threading.Thread(target=append, args=(aof, EFFECTS))
+    appending.start()
+    appending.join(0.2)
+    assert appending.is_alive()
+    assert aof.disk_bytes() == size
+    storage.go.set()
+    appending.join(30)
+    assert not appending.is_alive()
+    assert aof.disk_bytes() > size
+    aof.close()
+    assert read(tmp_path) == (EFFECTS * 2, 0)
+
+
+def test_failed_sync_is_final(tmp_path):
+    aof, storage = syncing(tmp_path, "always")
+    append(aof, EFFECTS)
+    storage.fails = True
+    with pytest.raises(AofSyncFailed, match="Input/output error"):
+        aof.sync()
+    storage.fails = False
+    assert isinstance(aof.failed, AofSyncFailed)
+    for again in (aof.sync, aof.flush, lambda: append(aof, EFFECTS), lambda: aof.probe(1), aof.close):
+        with pytest.raises(AofSyncFailed):
+            again()
+    assert storage.count == 1  # it is never tried again
+    assert aof.stats()["aof_unsynced_bytes"] > 0
+    aof.close()
+
+
+def test_failed_sync_in_the_background_is_final(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(aof_module, "SYNC_EVERY", 0.0)
+    aof, storage = syncing(tmp_path, "everysec")
+    storage.fails = True
+    append(aof, EFFECTS)
+    aof._thread.join(30)
+    assert aof.failed is not None
+    assert "sync failed" in caplog.text
+    storage.fails = False
+    for again in (aof.sync, lambda: append(aof, EFFECTS), aof.close):
+        with pytest.raises(AofSyncFailed):
+            again()
+    assert storage.count == 1
+
+
+def test_append_that_waits_for_a_sync_hears_of_its_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(aof_module, "SYNC_EVERY", 0.0)
+    monkeypatch.setattr(aof_module, "MAX_LAG", 0.0)
+    aof, storage = syncing(tmp_path, "everysec")
+    storage.go.clear()
+    storage.fails = True
+    append(aof, EFFECTS)
+    assert storage.started.acquire(timeout=30)
+    heard = []
+
+    def appending():
+        try:
+            append(aof, EFFECTS)
+        except AofSyncFailed:
+            heard.append(True)
+
+    thread = threading.Thread(target=appending)
+    thread.start()
+    thread.join(0.05)
+    storage.go.set()
+    thread.join(30)
+    assert heard == [True]
+    with pytest.raises(AofSyncFailed):
+        aof.close()
+
+
+def test_failed_sync_at_the_end_is_told(tmp_path):
+    aof, storage = syncing(tmp_path, "no")
+    append(aof, EFFECTS)
+    storage.fails = True
+    with pytest.raises(AofSyncFailed):
+        aof.close()
+    aof.close()
+
+
+def test_what_was_loaded_is_synced_before_it_is_served(tmp_path):
+    write(tmp_path, EFFECTS)
+    for policy, count in (("always", 1), ("everysec", 1), ("no", 0)):
+        storage = Syncs()
+        aof, _ = loaded(tmp_path, policy, storage)
+        aof.close()
+        assert storage.count == count
