@@ -1,0 +1,186 @@
+"""``imds-aof``: work on logs and data directories while no server has them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from math import isnan
+from pathlib import Path
+from typing import BinaryIO
+
+from imds import __version__
+from imds.datadir import DEFAULT_DIR, DataDir, DataDirError
+from imds.hashslots import MAX_SHARDS
+from imds.progress import Progress
+from imds.protocol import MAX_REQUEST, encode_request, split_request
+from imds.reshard import ShardLogs
+from imds.shard.aof import AofError
+from imds.shard.record import each_effect
+
+# Exit codes. 2 is argparse's own.
+DONE = 0
+FAILED = 1
+SOME_SKIPPED = 3
+
+# Fields after the command's name. The last one is the rest of the line, spaces and all, where the text log
+# has it so; a key never holds a space.
+_FIELDS = {b"set": 2, b"del": 1, b"zadd": 3, b"zrem": 2}
+_USAGE = {
+    b"set": "SET key value",
+    b"del": "DEL key",
+    b"zadd": "ZADD key score member",
+    b"zrem": "ZREM key member",
+}
+
+
+class BadLine(ValueError):
+    """A line of the text log that is no command; the text says why."""
+
+
+def parse_line(line: bytes) -> list[bytes]:
+    """Return the tokens of one line of a text log, the name in small letters. Raises BadLine."""
+    name, *rest = line.split(b" ", 1)
+    name = name.lower()
+    if name not in _FIELDS:
+        raise BadLine(f"unknown command {name[:32].decode('utf-8', 'backslashreplace')!r}")
+    fields = rest[0].split(b" ", _FIELDS[name] - 1) if rest else []
+    if len(fields) < _FIELDS[name]:
+        raise BadLine(f"too few fields, the rule is {_USAGE[name]}")
+    if name == b"del" and b" " in fields[0]:
+        raise BadLine(f"too many fields, the rule is {_USAGE[name]}")
+    if name == b"zadd":
+        fields[1] = _score(fields[1])
+    if sum(map(len, fields)) > MAX_REQUEST - 64:  # the frame's own bytes are fewer than that
+        raise BadLine(f"it is too long, the limit of a request is {MAX_REQUEST} bytes")
+    return [name, *fields]
+
+
+def _score(text: bytes) -> bytes:
+    """Return a score as the server writes it. Raises BadLine for what the server would not take."""
+    try:
+        score = float(text)
+        if isnan(score) or b"_" in text or text != text.strip():
+            raise ValueError
+    except ValueError:
+        shown = text[:32].decode("utf-8", "backslashreplace")
+        raise BadLine(f"score {shown!r} is not a number") from None
+    return repr(score).encode()
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield (number, line without its end, whether it is whole); memory stays bounded on any file."""
+    number = 0
+    while line := file.readline(MAX_REQUEST + 2):
+        number += 1
+        whole = line.endswith(b"\n") or len(line) < MAX_REQUEST + 2
+        while not line.endswith(b"\n") and (more := file.readline(MAX_REQUEST)):
+            whole = False
+            line = more[-1:]
+        yield number, line.removesuffix(b"\n").removesuffix(b"\r"), whole
+
+
+class _Strings:
+    """Which keys hold strings. A sorted-set command on one is an error, so it must not get into a log."""
+
+    def __init__(self) -> None:
+        self._keys: set[bytes] = set()
+
+    def check(self, tokens: list[bytes]) -> None:
+        """Follow one command. Raises BadLine if the server would have refused it."""
+        name, key = tokens[0], tokens[1]
+        if name == b"set":
+            self._keys.add(key)
+        elif name == b"del":
+            self._keys.discard(key)
+        elif key in self._keys:
+            shown = key[:32].decode("utf-8", "backslashreplace")
+            raise BadLine(f"key {shown!r} holds a string at this place")
+
+    def replay(self, records: memoryview) -> None:
+        """Follow the effects that a log holds already."""
+        for _sequence, start, end in each_effect(records):
+            tokens, _end = split_request(records[start:end])
+            if tokens[0] in (b"set", b"del"):
+                self.check(tokens)
+
+
+def import_text(source: Path, directory: Path, shards: int | None) -> int:
+    """Append the commands of the text log ``source`` to a data directory; return the exit code.
+
+    Killed in the middle, a part is imported, in the order of the lines.
+    """
+    done = skipped = 0
+    with source.open("rb") as file, DataDir.open(directory, shards) as datadir:
+        if shards not in (None, datadir.shards):
+            raise DataDirError(
+                f"{directory} has {datadir.shards} shards: leave out --shards {shards}; "
+                "imds-router --shards changes the number"
+            )
+        strings = _Strings()
+        with ShardLogs(datadir, datadir.generation, datadir.slots) as logs:
+            logs.load(strings.replay, lambda done: None)
+            with Progress(f"importing {source}", os.fstat(file.fileno()).st_size) as progress:
+                for number, line, whole in _lines(file):
+                    progress.update(file.tell())
+                    if whole and not line.strip():
+                        continue
+                    try:
+                        if not whole:
+                            raise BadLine(f"it is too long, the limit of a request is {MAX_REQUEST} bytes")
+                        tokens = parse_line(line)
+                        strings.check(tokens)
+                    except BadLine as error:
+                        print(f"{source}:{number}: skipped: {error}", file=sys.stderr)
+                        skipped += 1
+                        continue
+                    logs.add(tokens[1], encode_request(tokens))
+                    done += 1
+        count = datadir.shards
+    print(f"{done} commands imported from {source} to {directory} ({count} shards), {skipped} lines skipped")
+    return SOME_SKIPPED if skipped else DONE
+
+
+def _shard_count(text: str) -> int:
+    count = int(text) if text.isdecimal() else 0
+    if not 1 <= count <= MAX_SHARDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_SHARDS}")
+    return count
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="imds-aof", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"imds-aof {__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    one = commands.add_parser(
+        "import",
+        help="read an older text log into a data directory",
+        description="Read an older text log (SET, DEL, ZADD, ZREM, one per line) into a data directory. "
+        "Lines that are no command are named on standard error and skipped.",
+        epilog="Exit code: 0 all imported, 1 could not import, 2 usage, 3 imported, but lines were skipped.",
+    )
+    one.add_argument("source", type=Path, metavar="OLD.aof", help="the text log")
+    one.add_argument("--dir", type=Path, default=Path(DEFAULT_DIR), help="data directory (%(default)s)")
+    one.add_argument(
+        "--shards", type=_shard_count, help="shards of a new data directory (default: one for each core)"
+    )
+    one.set_defaults(run=lambda args: import_text(args.source, args.dir, args.shards))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv``; return the exit code."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        code: int = args.run(args)
+    except (AofError, DataDirError, OSError) as error:
+        print(f"imds-aof: {error}", file=sys.stderr)
+        return FAILED
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""The data directory: whose it is, how many shards it has, and which files hold them.
+
+::
+
+    DIR/                                   mode 0700
+        LOCK                               flocked while a server runs; holds the pid of its supervisor
+        manifest.json                      says which generation is the data
+        gen-000001/shard-000/00000001.aof  the log of shard 0 (imds/shard/aof.py)
+                   shard-001/00000001.aof
+        torn/                              tails cut off logs of generations that are gone
+
+    manifest.json   {"format": 1, "generation": 1, "shards": 2, "seed": 1234567890,
+                     "slots": [[0, 8191, 0], [8192, 16383, 1]]}       first slot, last slot, shard
+
+What always holds:
+
+* The manifest is replaced in one step (write a new file, fsync, rename, fsync the directory), and only when
+  every file of the generation that it names is complete and synced. So after a crash at any place the
+  directory holds one whole generation; whatever else is there is not data and is removed by the next open.
+* Only the holder of the lock changes anything. The lock is inherited: it ends with the last process of
+  the server, not with the supervisor.
+* What is not certainly ours is refused untouched: data without a manifest, a foreign directory, a newer
+  format. A directory is made new only where there was nothing.
+* The hash seed is drawn once, when the directory is made, and stays: with the slot map it decides where every
+  key is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from pathlib import Path
+from secrets import randbits
+from typing import Any
+
+from imds.hashslots import MAX_SHARDS, SlotMap
+from imds.shard.aof import SEGMENT_HEADER, create_segment, segment_name
+from imds.storage import Storage, write_all
+
+log = logging.getLogger(__name__)
+
+DEFAULT_DIR = "./imds-data"
+FORMAT = 1
+LOCK = "LOCK"
+MANIFEST = "manifest.json"
+NEW_MANIFEST = "manifest.json.new"
+TORN = "torn"
+# What may lie in a directory without a manifest: our own beginnings, and what a mount point has.
+_NO_CONTENT = {LOCK, NEW_MANIFEST, "lost+found"}
+_GENERATION = re.compile(r"gen-(\d{6,})")
+
+# Seconds that an open waits for the children of a killed supervisor to finish their work.
+LOCK_WAIT = 5.0
+
+
+class DataDirError(Exception):
+    """The directory cannot be used. The text is one sentence: path, what, rule."""
+
+
+def generation_name(generation: int) -> str:
+    """Return the name of a generation's directory."""
+    return f"gen-{generation:06d}"
+
+
+def shard_name(shard: int) -> str:
+    """Return the name of a shard's directory in its generation."""
+    return f"shard-{shard:03d}"
+
+
+def default_shards() -> int:
+    """Return the number of shards of a new directory: one for each core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_SHARDS)
+
+
+class DataDir:
+    """An open, locked data directory. Open it by :meth:`open`; close it, or use ``with``."""
+
+    def __init__(self, path: Path, lock_fd: int, generation: int, slots: SlotMap, storage: Storage) -> None:
+        self.path = path
+        self.lock_fd = lock_fd  # inheritable: a child that keeps it open keeps the directory locked
+        self.generation = generation
+        self.slots = slots
+        self.storage = storage
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path = DEFAULT_DIR,
+        shards: int | None = None,
+        storage: Storage | None = None,
+        lock_wait: float = LOCK_WAIT,
+    ) -> DataDir:
+        """Open the data directory ``path``, or make it with ``shards`` shards (None: one for each core).
+
+        An existing directory keeps its shard count; imds/reshard.py changes it. Waits up to ``lock_wait``
+        seconds for a server whose supervisor is gone. Raises DataDirError, and ValueError for a shard
+        count that cannot be.
+        """
+        path, storage = Path(path), storage or Storage()
+        fresh = SlotMap.even(default_shards() if shards is None else shards, randbits(64))
+        try:
+            return cls._open(path, fresh, storage, lock_wait)
+        except OSError as error:
+            raise DataDirError(f"{path} cannot be used as data directory: {error.strerror}") from error
+
+    @classmethod
+    def _open(cls, path: Path, fresh: SlotMap, storage: Storage, lock_wait: float) -> DataDir:
+        try:
+            storage.mkdir(path)
+            storage.fsync_dir(path.parent)
+        except FileExistsError:
+            pass
+        _survey(path, storage)  # before the first thing is changed: is this ours at all?
+        lock_fd = _lock(path, storage, lock_wait)
+        try:
+            mode = storage.mode(path)
+            if mode & 0o077:
+                log.warning("%s had mode %04o and is made 0700: the data is its owner's alone", path, mode)
+                storage.chmod(path, 0o700)
+            found = _survey(path, storage)  # again: another server may have worked here until now
+            datadir = cls(path, lock_fd, *(found or (0, fresh)), storage)
+            if found:
+                datadir._check_generation()
+            datadir._remove_leftovers()
+            if not found:
+                datadir.make_generation(1, fresh.shards)
+                datadir.commit(1, fresh)
+                log.info("%s: made with %d shards", path, fresh.shards)
+            return datadir
+        except BaseException:
+            storage.close(lock_fd)
+            raise
+
+    def close(self) -> None:
+        """Let go of this process's share of the lock. May be called again."""
+        if self.lock_fd >= 0:
+            self.storage.close(self.lock_fd)
+            self.lock_fd = -1
+
+    def __enter__(self) -> DataDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def shards(self) -> int:
+        """How many shards the data is in."""
+        return self.slots.shards
+
+    def shard_dir(self, shard: int, generation: int | None = None) -> Path:
+        """Return the directory of a shard's log, in the present generation or another."""
+        name = generation_name(self.generation if generation is None else generation)
+        return self.path / name / shard_name(shard)
+
+    def make_generation(self, generation: int, shards: int) -> None:
+        """Make the directories and empty logs of a generation, synced. It is not data until committed."""
+        storage, top = self.storage, self.path / generation_name(generation)
+        storage.mkdir(top)
+        for shard in range(shards):
+            directory = self.shard_dir(shard, generation)
+            storage.mkdir(directory)
+            create_segment(storage, directory, shard=shard, generation=generation)
+        storage.fsync_dir(top)
+        storage.fsync_dir(self.path)
+
+    def commit(self, generation: int, slots: SlotMap) -> None:
+        """Replace the manifest: from here on ``generation`` is the data, spread by ``slots``.
+
+        After an OSError either may be the data; only the next open can tell.
+        """
+        storage, new = self.storage, self.path / NEW_MANIFEST
+        manifest = {
+            "format": FORMAT,
+            "generation": generation,
+            "shards": slots.shards,
+            "seed": slots.seed,
+            "slots": slots.ranges(),
+        }
+        fd = storage.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            write_all(storage, fd, json.dumps(manifest).encode() + b"\n")
+            storage.fsync(fd)
+        finally:
+            storage.close(fd)
+        storage.rename(new, self.path / MANIFEST)
+        storage.fsync_dir(self.path)
+        self.generation, self.slots = generation, slots
+
+    def remove_generation(self, generation: int) -> None:
+        """Delete a generation that the manifest does not name, but not what was cut off its logs."""
+        assert generation != self.generation
+        storage, top = self.storage, self.path / generation_name(generation)
+        for shard in storage.listdir(top):
+            for name in storage.listdir(top / shard):
+                if ".torn-" in name:
+                    self._keep_torn(top / shard / name, f"{top.name}-{shard}-{name}")
+                else:
+                    storage.unlink(top / shard / name)
+            storage.rmdir(top / shard)
+        storage.rmdir(top)
+        storage.fsync_dir(self.path)
+
+    def _keep_torn(self, path: Path, name: str) -> None:
+        if TORN not in self.storage.listdir(self.path):
+            self.storage.mkdir(self.path / TORN)
+            self.storage.fsync_dir(self.path)
+        self.storage.rename(path, self.path / TORN / name)
+        self.storage.fsync_dir(self.path / TORN)
+
+    def _check_generation(self) -> None:
+        """Raise DataDirError unless the directories that the manifest promises are there."""
+        top = self.path / generation_name(self.generation)
+        for directory in (top, *(self.shard_dir(shard) for shard in range(self.shards))):
+            if directory.name not in self.storage.listdir(directory.parent):
+                raise DataDirError(f"{directory} is missing: {self.path / MANIFEST} says that it holds data")
+
+    def _remove_leftovers(self) -> None:
+        """Remove what an interrupted start or reshard left: files that no manifest names."""
+        for name in self.storage.listdir(self.path):
+            if name == NEW_MANIFEST:
+                self.storage.unlink(self.path / name)
+            generation = _generation_of(name)
+            if generation and generation != self.generation:
+                log.warning("%s: removing %s, which the manifest does not name", self.path, name)
+                self.remove_generation(generation)
+
+
+def _survey(path: Path, storage: Storage) -> tuple[int, SlotMap] | None:
+    """Return what the manifest says, or None where a data directory may be made. Changes nothing."""
+    names = storage.listdir(path)
+    if MANIFEST in names:
+        return _read_manifest(path / MANIFEST, storage)
+    for name in names:
+        if _generation_of(name):
+            _refuse_data(path / name, storage)
+        elif name not in _NO_CONTENT:
+            raise DataDirError(
+                f"{path} holds {name} and no {MANIFEST}: a data directory is made only in an empty directory"
+            )
+    return None
+
+
+def _refuse_data(top: Path, storage: Storage) -> None:
+    """Raise DataDirError unless ``top`` is a generation that was being made: empty logs, nothing else."""
+    for shard in storage.listdir(top):
+        for file in storage.listdir(top / shard):
+            size = storage.size(top / shard / file)
+            if file != segment_name(1) or size > SEGMENT_HEADER.size:
+                raise DataDirError(f"{top} holds data, but {top.parent} no {MANIFEST}: it cannot be read")
+
+
+def _generation_of(name: str) -> int:
+    """Return the generation whose directory is called ``name``, or 0 if that is no such name."""
+    found = _GENERATION.fullmatch(name)
+    generation = int(found[1]) if found else 0
+    return generation if name == generation_name(generation) else 0
+
+
+def _read_manifest(path: Path, storage: Storage) -> tuple[int, SlotMap]:
+    """Return generation and slot map. Raises DataDirError for anything that this version cannot follow."""
+    fd = storage.open(path, os.O_RDONLY)
+    try:
+        text = storage.read(fd, storage.size(fd), 0)
+    finally:
+        storage.close(fd)
+    try:
+        fields: Any = json.loads(text)
+    except ValueError as error:
+        raise DataDirError(f"{path} is not JSON: {error}") from None
+    form = _number(fields, "format", path)
+    if form > FORMAT:
+        raise DataDirError(f"{path} has format {form}, and this imds reads formats up to {FORMAT}")
+    generation = _number(fields, "generation", path)
+    try:
+        slots = SlotMap.from_ranges(
+            fields.get("slots"), _number(fields, "shards", path), _number(fields, "seed", path, least=0)
+        )
+    except (TypeError, ValueError) as error:
+        raise DataDirError(f"{path} has no right slot map: {error}") from None
+    return generation, slots
+
+
+def _number(fields: Any, name: str, path: Path, least: int = 1) -> int:
+    value = fields.get(name) if isinstance(fields, dict) else None
+    if type(value) is not int or value < least:
+        raise DataDirError(f"{path} has {name} {value!r}, the rule is a whole number from {least} on")
+    return value
+
+
+def _lock(path: Path, storage: Storage, wait: float) -> int:
+    """Take the directory's lock and write our pid into it; return its descriptor."""
+    fd = storage.open(path / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        until = time.monotonic() + wait
+        while not storage.lock(fd):
+            pid = storage.read(fd, 20, 0).decode("ascii", "replace").strip()
+            if _alive(pid):
+                raise DataDirError(f"{path} is in use by another imds server (pid {pid})")
+            if time.monotonic() >= until:
+                raise DataDirError(f"{path} is in use by what is left of an imds server (pid {pid}, gone)")
+            time.sleep(0.05)
+        storage.truncate(fd, 0)
+        write_all(storage, fd, b"%d\n" % os.getpid())
+    except BaseException:
+        storage.close(fd)
+        raise
+    return fd
+
+
+def _alive(pid: str) -> bool:
+    """Whether the process with that pid, as text, exists."""
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    return True
