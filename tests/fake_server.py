@@ -90,7 +90,9 @@ class FakeServer:
             peer.sock.close()
 
     def close(self) -> None:
-        """Close everything and wait for the threads."""
+        """Close everything and wait for the threads. The second time does nothing."""
+        if self._listener.fileno() < 0:
+            return
         with self._listener:
             self._listener.shutdown(socket.SHUT_RDWR)
         for peer in self._peers:
