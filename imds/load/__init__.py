@@ -1,0 +1,1 @@
+"""The load generator behind imds-benchmark: what is asked, the loop that asks, and its processes."""
