@@ -78,6 +78,11 @@ class Parser(argparse.ArgumentParser):
         return Client(host, int(port), unix=unix, timeout=args.timeout or None)
 
 
+def discard_output() -> None:
+    """Whoever read our output has seen enough, and Python's last flush must not complain about it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1e6:
@@ -314,8 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return run_prompt(client)
             return run_lines(client, sys.stdin.buffer)
         except BrokenPipeError:
-            # Whoever read our output has seen enough; Python's last flush must not complain about it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_output()
             return EX_OK
         except ImdsError as error:
             print(f"imds-cli: {error}", file=sys.stderr)
