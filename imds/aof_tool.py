@@ -45,7 +45,7 @@ def parse_line(line: bytes) -> list[bytes]:
     name, *rest = line.split(b" ", 1)
     name = name.lower()
     if name not in _FIELDS:
-        raise BadLine(f"unknown command {name[:32].decode('utf-8', 'backslashreplace')!r}")
+        raise BadLine(f"unknown command {_shown(name)}")
     fields = rest[0].split(b" ", _FIELDS[name] - 1) if rest else []
     if len(fields) < _FIELDS[name]:
         raise BadLine(f"too few fields, the rule is {_USAGE[name]}")
@@ -58,6 +58,11 @@ def parse_line(line: bytes) -> list[bytes]:
     return [name, *fields]
 
 
+def _shown(text: bytes) -> str:
+    """Return the start of ``text`` in quotes, safe for any terminal."""
+    return repr(text[:32])[1:]
+
+
 def _score(text: bytes) -> bytes:
     """Return a score as the server writes it. Raises BadLine for what the server would not take."""
     try:
@@ -65,8 +70,7 @@ def _score(text: bytes) -> bytes:
         if isnan(score) or b"_" in text or text != text.strip():
             raise ValueError
     except ValueError:
-        shown = text[:32].decode("utf-8", "backslashreplace")
-        raise BadLine(f"score {shown!r} is not a number") from None
+        raise BadLine(f"score {_shown(text)} is not a number") from None
     return repr(score).encode()
 
 
@@ -96,8 +100,7 @@ class _Strings:
         elif name == b"del":
             self._keys.discard(key)
         elif key in self._keys:
-            shown = key[:32].decode("utf-8", "backslashreplace")
-            raise BadLine(f"key {shown!r} holds a string at this place")
+            raise BadLine(f"key {_shown(key)} holds a string at this place")
 
     def replay(self, records: memoryview) -> None:
         """Follow the effects that a log holds already."""

@@ -101,14 +101,16 @@ class DataDir:
         count that cannot be.
         """
         path, storage = Path(path), storage or Storage()
-        fresh = SlotMap.even(default_shards() if shards is None else shards, randbits(64))
+        shards = default_shards() if shards is None else shards
+        if not 1 <= shards <= MAX_SHARDS:
+            raise ValueError(f"{shards} shards, the rule is 1 to {MAX_SHARDS}")
         try:
-            return cls._open(path, fresh, storage, lock_wait)
+            return cls._open(path, shards, storage, lock_wait)
         except OSError as error:
             raise DataDirError(f"{path} cannot be used as data directory: {error.strerror}") from error
 
     @classmethod
-    def _open(cls, path: Path, fresh: SlotMap, storage: Storage, lock_wait: float) -> DataDir:
+    def _open(cls, path: Path, shards: int, storage: Storage, lock_wait: float) -> DataDir:
         try:
             storage.mkdir(path)
             storage.fsync_dir(path.parent)
@@ -122,14 +124,15 @@ class DataDir:
                 log.warning("%s had mode %04o and is made 0700: the data is its owner's alone", path, mode)
                 storage.chmod(path, 0o700)
             found = _survey(path, storage)  # again: another server may have worked here until now
-            datadir = cls(path, lock_fd, *(found or (0, fresh)), storage)
+            generation, slots = found or (0, SlotMap.even(shards, randbits(64)))
+            datadir = cls(path, lock_fd, generation, slots, storage)
             if found:
                 datadir._check_generation()
             datadir._remove_leftovers()
             if not found:
-                datadir.make_generation(1, fresh.shards)
-                datadir.commit(1, fresh)
-                log.info("%s: made with %d shards", path, fresh.shards)
+                datadir.make_generation(1, shards)
+                datadir.commit(1, slots)
+                log.info("%s: made with %d shards", path, shards)
             return datadir
         except BaseException:
             storage.close(lock_fd)
@@ -270,7 +273,7 @@ def _read_manifest(path: Path, storage: Storage) -> tuple[int, SlotMap]:
         storage.close(fd)
     try:
         fields: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataDirError(f"{path} is not JSON: {error}") from None
     form = _number(fields, "format", path)
     if form > FORMAT:
