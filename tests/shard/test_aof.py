@@ -321,6 +321,40 @@ def test_header_of_zeros_is_an_interrupted_creation_only_if_nothing_follows(tmp_
         read(tmp_path)
 
 
+def test_a_tail_is_safe_before_it_is_cut(tmp_path):
+    """The order on disk, by name: save, sync the copy and its name, cut, sync the log."""
+    path = write(tmp_path, EFFECTS)
+    with path.open("ab") as file:
+        file.write(b"torn")
+    steps = []
+
+    class Noting(Fast):
+        def open(self, path, flags):
+            self.last = super().open(path, flags)
+            steps.append(("open", path.name))
+            return self.last
+
+        def write(self, fd, data):
+            steps.append("write")
+            return super().write(fd, data)
+
+        def fsync(self, fd):
+            steps.append("sync the copy" if fd == self.last else "sync the log")
+
+        def fsync_dir(self, path):
+            steps.append("sync the name")
+
+        def truncate(self, fd, size):
+            steps.append("cut")
+            super().truncate(fd, size)
+
+    aof, _ = loaded(tmp_path, storage=Noting())
+    aof.close()
+    (_, saved), *rest = steps[1:]
+    assert saved.startswith(f"{path.name}.torn-")
+    assert rest == ["write", "sync the copy", "sync the name", "cut", "sync the log"]
+
+
 def test_crash_while_cutting(tmp_path):
     """Stop the repair of a tail before each of its operations: the next load finishes it."""
 
