@@ -1,0 +1,39 @@
+"""The variants of the kernels: tests that take ``variant`` run on the Python twin and on the compiled one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``python`` or ``compiled``."""
+
+    name: str
+
+    def pick(self, twin: Any, module: str, name: str | None = None) -> Any:
+        """Return ``twin``, or what ``_kernel/module`` has under its name (or under ``name``)."""
+        assert "_kernel" not in twin.__module__, f"{twin} is no twin"
+        if self.name == "python":
+            return twin
+        kernel = import_module(f"imds._kernel.{module}")
+        assert str(kernel.__file__).endswith(tuple(EXTENSION_SUFFIXES)), f"{kernel.__file__} is not compiled"
+        return getattr(kernel, name or twin.__name__)
+
+
+def _variants() -> list[str]:
+    """The compiled one is there where it was built; IMDS_REQUIRE_KERNEL=1 makes its absence a failure."""
+    required = os.environ.get("IMDS_REQUIRE_KERNEL", "") not in ("", "0")
+    return ["python", "compiled"] if required or find_spec("imds._kernel.store") else ["python"]
+
+
+@pytest.fixture(scope="session", params=_variants())
+def variant(request: pytest.FixtureRequest) -> Variant:
+    return Variant(request.param)

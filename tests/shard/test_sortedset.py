@@ -1,0 +1,173 @@
+"""Sorted sets against sorted()."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from math import inf, nan
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from imds.shard import sortedset
+
+
+@pytest.fixture(scope="module")
+def new(variant):
+    return variant.pick(sortedset.SortedSet, "sortedset")
+
+
+# Few members and few scores, so that they meet; and some of every kind of double.
+members = st.binary(max_size=3) | st.integers(0, 99).map(lambda number: b"%d" % number)
+scores = st.sampled_from([0.0, -0.0, 1.0, 1.5, -2.0, inf, -inf]) | st.floats(allow_nan=False)
+
+
+class Model(RuleBasedStateMachine):
+    """A sorted set beside a dict."""
+
+    new = None
+
+    def __init__(self):
+        super().__init__()
+        self.set = self.new()
+        self.model = {}
+
+    def pairs(self):
+        return sorted((score, member) for member, score in self.model.items())
+
+    @rule(member=members, score=scores)
+    def add(self, member, score):
+        before = self.model.get(member)
+        expected = True if before is None else None if before == score else False
+        assert self.set.add(member, score) is expected
+        self.model[member] = score
+
+    @rule(start=st.integers(0, 2000), count=st.integers(1, 300), score=scores)
+    def add_many(self, start, count, score):
+        """Enough for chunks to split and for a hash table to be made."""
+        for number in range(start, start + count):
+            self.set.add(b"%06d" % number, score)
+            self.model[b"%06d" % number] = score
+
+    @rule(keep=st.integers(0, 40))
+    def remove_all_but(self, keep):
+        for member in list(self.model)[keep:]:
+            assert self.set.remove(member)
+            del self.model[member]
+
+    @rule(member=members)
+    def remove(self, member):
+        assert self.set.remove(member) is (member in self.model)
+        self.model.pop(member, None)
+
+    @rule(member=members)
+    def ask(self, member):
+        score = self.model.get(member)
+        assert self.set.score(member) == score
+        rank = None if score is None else self.pairs().index((score, member))
+        assert self.set.rank(member) == rank
+
+    @rule(low=scores, high=scores)
+    def slice(self, low, high):
+        found = list(self.set.range(low, high))
+        assert found == [pair for pair in self.pairs() if low <= pair[0] <= high]
+
+    @invariant()
+    def same(self):
+        self.set.check()
+        assert len(self.set) == len(self.model)
+        assert list(self.set.range(-inf, inf)) == self.pairs()
+
+
+def test_random_operations_match_a_dict(new):
+    machine = type("Machine", (Model,), {"new": new})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+def test_ranks_and_ranges_of_many_members(new):
+    """Enough members for several levels and for many chunks; every rank, and ranges that start anywhere."""
+    dice = random.Random(5)
+    pairs = {b"m%05d" % number: float(dice.randrange(2000)) for number in range(6000)}
+    ranks = new()
+    for member, score in dice.sample(sorted(pairs.items()), len(pairs)):
+        assert ranks.add(member, score) is True
+    ordered = sorted((score, member) for member, score in pairs.items())
+    for _ in range(2):
+        ranks.check()
+        for rank, (_score, member) in enumerate(ordered):
+            assert ranks.rank(member) == rank
+        for _ in range(50):
+            low = dice.uniform(-10, 2010)
+            high = low + dice.uniform(0, 60)
+            assert list(ranks.range(low, high)) == [pair for pair in ordered if low <= pair[0] <= high]
+        for score, member in dice.sample(ordered, min(len(ordered), 5500)):
+            assert ranks.score(member) == score
+            assert ranks.remove(member)
+            ordered.remove((score, member))
+
+
+def test_negative_zero_is_zero(new):
+    zeros = new()
+    assert zeros.add(b"b", -0.0) is True
+    assert zeros.add(b"a", 0.0) is True
+    assert zeros.add(b"b", 0.0) is None
+    assert repr(list(zeros.range(-0.0, -0.0))) == "[(0.0, b'a'), (0.0, b'b')]"
+    assert repr(zeros.score(b"b")) == "0.0"
+    zeros.check()
+
+
+def test_not_a_number_is_refused(new):
+    ranks = new()
+    with pytest.raises(ValueError, match="NaN"):
+        ranks.add(b"a", nan)
+    assert len(ranks) == 0
+    assert list(ranks.range(nan, nan)) == list(ranks.range(nan, inf)) == []
+    ranks.check()
+
+
+def test_members_may_be_any_bytes(new):
+    odd = [b"", b"\0", b"\0\0", b"\xff", b"a", b"a\0", b"ab", b"x" * 100_000]
+    ranks = new()
+    for member in reversed(odd):
+        ranks.add(member, 1.0)
+    assert [ranks.rank(member) for member in sorted(odd)] == list(range(len(odd)))
+    assert ranks.score(b"a\0\0") is None
+    for member in odd:
+        assert ranks.remove(member)
+        ranks.check()
+    assert not ranks.remove(b"")
+    assert len(ranks) == 0
+
+
+def test_used_grows_and_shrinks_with_members(new):
+    ranks = new()
+    empty = ranks.used
+    for number in range(1000):
+        ranks.add(b"%08d" % number, float(number))
+    assert ranks.used - empty > 1000 * 24
+    for number in range(1000):
+        ranks.add(b"%08d" % number, float(-number))
+        assert ranks.remove(b"%08d" % number)
+    assert ranks.used == empty
+
+
+def test_the_python_twin_counts_what_it_takes():
+    """``used`` is a constant for each member; that it is honest is measured here."""
+    dice = random.Random(1)
+    names = [bytes(bytearray(b"%08d" % number)) for number in range(30_000)]
+    dice.shuffle(names)
+    tracemalloc.start()
+    ranks = sortedset.SortedSet()
+    for name in names:
+        ranks.add(bytes(bytearray(name)), dice.random())
+    names.clear()
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert 0.75 < ranks.used / taken < 1.33
