@@ -58,6 +58,9 @@ VALUE_COST = 40  # the value's bytes object without its text, with what the allo
 # Requests in one envelope. Their least replies stay far below the 4 GiB that an envelope's length can say.
 MAX_COUNT = 1 << 24
 
+# Bytes of a reply that is sent however long the others of its envelope are: any write's, any error's.
+SHORT = 128
+
 Value = bytes | SortedSet
 
 _DONE = encode_response(OK, b"OK")
@@ -84,7 +87,7 @@ _WRITES = frozenset(name.encode() for name, command in COMMANDS.items() if comma
 def parse_score(text: bytes) -> float | None:
     """Return the number that ``text`` is for ``float()``, without its leniencies; None if it is none.
 
-    Refused: surrounding whitespace, underscores, NaN. -0.0 becomes 0.0.
+    Refused: surrounding whitespace, underscores, NaN.
     """
     try:
         score = float(text)
@@ -92,7 +95,7 @@ def parse_score(text: bytes) -> float | None:
         return None
     if score != score or b"_" in text or text.strip() != text:
         return None
-    return score + 0.0
+    return score
 
 
 class UnifiedStore:
@@ -198,7 +201,7 @@ class UnifiedStore:
                             emit(value)
                             continue
                         reply = self.cmd_get(b"", key)
-                        if total + len(reply) > limit and len(reply) > len(_TOO_LONG):
+                        if total + len(reply) > limit and len(reply) > SHORT:
                             reply = _TOO_LONG
                         total += len(reply)
                         emit(reply)
@@ -221,7 +224,7 @@ class UnifiedStore:
                 self.hits += hits  # a hook may want to know
                 hits = 0
                 reply = self._answer(data[at:stop], tokens)
-                if total + len(reply) > limit and len(reply) > len(_TOO_LONG):
+                if total + len(reply) > limit and len(reply) > SHORT:
                     reply = _TOO_LONG
                 total += len(reply)
                 emit(reply)
@@ -441,8 +444,8 @@ class UnifiedStore:
     def replay(self, records: Buffer) -> int:
         """Apply the effects of ``records``, whole and verified; return how many there are.
 
-        Nothing is logged, limited, counted or undone by it. Raises ValueError for an effect that is not a
-        write of this version; the effects before it have been applied.
+        Nothing is logged, limited, counted or undone by it, and nothing may wait for commit or rollback.
+        Raises ValueError for an effect that is no write of this version; those before it have been applied.
         """
         records = bytes(records)
         log, limits, ops = self.log, (self.capacity, self.maxmemory, self.readonly), self.ops

@@ -104,13 +104,25 @@ def test_ranks_and_ranges_of_many_members(new):
         for rank, (_score, member) in enumerate(ordered):
             assert ranks.rank(member) == rank
         for _ in range(50):
-            low = dice.uniform(-10, 2010)
-            high = low + dice.uniform(0, 60)
+            low = dice.choice([dice.uniform(-10, 2010), dice.choice(ordered)[0]])
+            high = low + dice.choice([dice.uniform(0, 60), dice.randrange(60)])
             assert list(ranks.range(low, high)) == [pair for pair in ordered if low <= pair[0] <= high]
         for score, member in dice.sample(ordered, min(len(ordered), 5500)):
             assert ranks.score(member) == score
             assert ranks.remove(member)
             ordered.remove((score, member))
+
+
+def test_many_members_of_one_score(new):
+    ranks = new()
+    members = [b"%05d" % number for number in range(3000)]
+    for member in reversed(members):
+        ranks.add(member, 1.0)
+    for score in (0.0, 2.0):
+        ranks.add(b"alone", score)
+        ranks.check()
+        assert list(ranks.range(1.0, 1.0)) == [(1.0, member) for member in members]
+    assert [ranks.rank(member) for member in members] == list(range(3000))
 
 
 def test_negative_zero_is_zero(new):

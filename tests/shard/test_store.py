@@ -463,6 +463,40 @@ def test_an_eviction_is_logged_before_the_write_that_needed_it(variant):
     assert (sorted(shard.order()), shard.store.evictions) == ([b"a", b"b"], 0)
 
 
+def test_each_kind_of_effect_can_be_undone(variant):
+    """One after the other and all at once: what was committed is back, byte for byte."""
+    setup = [
+        [b"set", b"s", b"old"],
+        [b"zadd", b"z", b"1", b"a"],
+        [b"zadd", b"z", b"2", b"b"],
+        [b"zadd", b"one", b"1", b"a"],
+    ]
+    effects = [
+        [b"set", b"new", b"v"],
+        [b"set", b"s", b"newer"],
+        [b"set", b"z", b"now a string"],
+        [b"del", b"s"],
+        [b"del", b"z"],
+        [b"zadd", b"new", b"1", b"a"],
+        [b"zadd", b"z", b"3", b"c"],
+        [b"zadd", b"z", b"3", b"a"],
+        [b"zrem", b"z", b"a"],
+        [b"zrem", b"one", b"a"],
+    ]
+    shard = Shard(variant)
+    shard.batch(*setup)
+    shard.store.commit()
+    before = sorted(shard.store.entries()), shard.store.used, shard.store.digest()
+    dice = random.Random(4)
+    for batch in [*([effect] for effect in effects), *(dice.choices(effects, k=12) for _ in range(100))]:
+        shard.batch(*batch)
+        assert shard.effects()
+        shard.store.check()
+        shard.store.rollback()
+        shard.store.check()
+        assert (sorted(shard.store.entries()), shard.store.used, shard.store.digest()) == before
+
+
 def test_replay_of_something_else_raises(variant):
     writer = variant.pick(record.RecordEncoder, "record")(SEED)
     for effect in (
@@ -555,6 +589,21 @@ def test_memory_without_eviction(variant):
     assert reply == full
     assert shard(b"zadd", b"z", b"2", b"m") == OK
     assert shard(b"zrem", b"z", b"m") == OK
+    shard.store.check()
+
+
+def test_a_store_over_its_limit_takes_what_does_not_grow(variant):
+    """As after a start with a lower limit than before, without eviction."""
+    writer = Shard(variant)
+    writer.batch(*([b"set", b"k%d" % number, b"x" * 500] for number in range(20)))
+    writer.batch([b"zadd", b"z", b"1", b"a"], [b"zadd", b"z", b"1", b"b"])
+    shard = Shard(variant, maxmemory=3000)
+    shard.store.replay(writer.store.log.pending())
+    assert shard(b"set", b"k1", b"y" * 500) == shard(b"set", b"k2", b"") == OK
+    assert shard(b"set", b"k1", b"y" * 700) == shard(b"set", b"new", b"") == error(commands.OUT_OF_MEMORY)
+    assert shard(b"zadd", b"z", b"2", b"a") == shard(b"zrem", b"z", b"b") == shard(b"del", b"k3") == OK
+    assert shard(b"zadd", b"z", b"2", b"c") == error(commands.OUT_OF_MEMORY)
+    assert shard(b"set", b"z", b"") == OK
     shard.store.check()
 
 
