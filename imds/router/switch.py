@@ -2,22 +2,22 @@
 
 A request's way there and back::
 
-    client --feed--> Turn (order: which shard answers which reply)
+    client --receive/feed--> Turn.replies [None, None, b"error", None]   a place for each request
                        |  one envelope for each shard concerned
                        v
-               Link.out --flush_link--> shard --receive_link/merge--> Turn.groups
-                                                                         |  in the order of the requests
+               Link.out --flush_link--> shard --receive_link/merge--> Turn.replies
+                                                                         |  as far as none is missing
     client <--flush-- Client.out <---------------------------------------+
 
 A turn is what one read of a client's socket gave: requests in their order, each answered by one shard or by
-the router itself. The shard answers a turn's requests for it as one group. A client's turns are
-emitted first to last, a turn's replies by its ``order``, so replies leave in the order of the requests,
-and no further than to the first reply that is still missing.
+the router itself. ``Link.pending`` knows for each envelope under way which places its replies will take.
 
 What stays true:
 
+* A client's replies leave in the order of its requests, and no further than to the first that is missing.
 * Each envelope has a ticket; a shard's replies must name the tickets in the order in which they went, with
-  the same counts. Anything else raises LinkError: the link is closed rather than a reply misdelivered.
+  the same counts, and be exactly as many. Anything else raises LinkError: the link is closed rather than
+  a reply misdelivered.
 * Memory follows the bytes that have arrived, never an announced length.
 * The switch knows no policy: it tells how much waits (``Client.inflight``, ``Client.out``, ``backlog``) and
   the router decides who is read.
@@ -31,14 +31,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from struct import error as StructError
 from typing import Any
 
 from xxhash import xxh64_intdigest
 
-from imds.commands import UNKNOWN_COMMAND, WRONG_ARITY, Command, Spread, lookup
+from imds.commands import COMMANDS, UNKNOWN_COMMAND, WRONG_ARITY, Command, Spread, lookup
 from imds.envelope import DIALECT_IMDS, LENGTH, REPLY, REQUEST, TICKETS
 from imds.hashslots import SLOTS, SlotMap, tag
-from imds.protocol import MAX_REQUEST, MAX_TOKENS, U32, FrameScan, ProtocolError, encode_error
+from imds.protocol import MAX_REQUEST, MAX_TOKENS, U32, U32U32, FrameScan, ProtocolError, encode_error
 
 RECEIVE = 1 << 16  # bytes that one client may hand in per wake-up: nobody can starve the others by sending
 RECEIVE_LINK = 1 << 18  # bytes taken from a shard per wake-up
@@ -47,6 +48,10 @@ _UNKNOWN_COMMAND = encode_error(UNKNOWN_COMMAND)
 _WRONG_ARITY = encode_error(WRONG_ARITY)
 _UNKNOWN_OUTCOME = encode_error("UNKNOWN the shard died: the write may or may not have been applied")
 _RETRY = encode_error("RETRY the shard died: the request was not applied")
+
+_read_u32 = U32.unpack_from
+_read_reply = REPLY.unpack_from
+_REPLY_HEADER = REPLY.size
 
 
 class LinkError(Exception):
@@ -59,6 +64,8 @@ class Client:
     ``inflight`` counts requests without an emitted reply; ``out`` holds replies that the socket has
     not taken; ``closing`` is set once a malformed frame has been answered: nothing more is parsed.
     ``choked`` is a shard whose backlog was over the limit when this client last added to it, or -1.
+
+    Of these the compiled twin promises: ``out`` is true while it holds something.
     """
 
     __slots__ = ("choked", "closing", "inflight", "out", "owner", "rest", "scan", "turns")
@@ -71,53 +78,19 @@ class Client:
         self.closing = False
         self.choked = -1
         self.rest = bytearray()  # a frame of which the end has not arrived
-        self.scan = scan
+        self.scan = scan  # how far that has been looked at
 
 
 class Turn:
-    """Requests of one client, in order, and the replies that have come so far.
+    """Requests of one client, in order, and the replies that have come so far."""
 
-    ``order`` has ``2 * shard + is_write`` for each request; shard number ``shards`` is the router itself.
-    ``groups[shard]`` are that shard's replies back to back, None while they are awaited.
-    """
+    __slots__ = ("client", "emitted", "missing", "replies")
 
-    __slots__ = ("client", "groups", "order", "position", "read")
-
-    def __init__(self, client: Client | None, order: list[int]) -> None:
-        self.client = client  # None once the client is gone
-        self.order = order
-        self.position = 0  # replies emitted
-        self.groups: dict[int, bytes | bytearray] = {}
-        self.read: dict[int, int] = {}  # bytes emitted of each group
-
-    def emit(self, out: bytearray) -> bool:
-        """Append the replies that are next in order to ``out``; return whether that was all of them."""
-        order, groups = self.order, self.groups
-        count = len(order)
-        if count == 1:
-            if not groups:
-                return False
-            out += groups[order[0] >> 1]
-            self.position = 1
-            return True
-        position, read = self.position, self.read
-        while position < count:
-            shard = order[position] >> 1
-            group = groups.get(shard)
-            if group is None:
-                self.position = position
-                return False
-            start = read.get(shard, 0)
-            (length,) = U32.unpack_from(group, start)
-            end = start + 4 + length
-            out += group[start:end]
-            read[shard] = end
-            position += 1
-        self.position = position
-        for shard, group in groups.items():
-            if read.get(shard, 0) != len(group):
-                raise RuntimeError(f"shard {shard} sent {len(group)} bytes of replies for {self.order}")
-        return True
+    def __init__(self, client: Client, replies: list[bytes | None], missing: int) -> None:
+        self.client: Client | None = client  # None once the client is gone
+        self.replies = replies
+        self.missing = missing  # how many of them are None
+        self.emitted = 0  # how many of them have been moved to the client's output
 
 
 class Question:
@@ -129,26 +102,48 @@ class Question:
         self.token = token
 
 
+# A request's place in its turn, doubled, and 1 more if it is a write.
+Place = int
+
+
 class Link:
     """The switch's side of the stream to one shard."""
 
-    __slots__ = ("down", "out", "pending", "queued", "rest", "sent", "ticket")
+    __slots__ = (
+        "down",
+        "due",
+        "lost",
+        "need",
+        "out",
+        "pending",
+        "queued",
+        "rest",
+        "sent",
+        "ticket",
+        "touched",
+    )
 
-    def __init__(self) -> None:
-        self.down: bytes | None = b""  # the reply for this shard's keys while it is down; None: it is up
+    def __init__(self, down: bytes | None, ticket: int) -> None:
+        self.down = down  # the reply for this shard's keys while it is down; None: it is up
         self.out = bytearray()
         self.queued = 0  # bytes ever put into ``out`` since the link came up
         self.sent = 0  # bytes of those that the socket has taken
-        self.ticket = 0
+        self.ticket = ticket  # of the next envelope
+        self.due = ticket  # ticket of the first in ``pending``, which must be answered next
         self.rest = bytearray()  # a reply envelope of which the end has not arrived
-        # (receiver, ticket, count, value of ``queued`` after its envelope)
-        self.pending: deque[tuple[Turn | Question, int, int, int]] = deque()
+        self.need = _REPLY_HEADER  # bytes of ``rest`` below which looking at it is in vain
+        # (who asked, places of the replies, value of ``queued`` after the envelope)
+        self.pending: deque[tuple[Turn | Question, list[Place], int]] = deque()
+        # What a merge that failed had delivered until then.
+        self.touched: dict[Client, None] = {}
+        self.lost: list[Any] = []
 
 
 class Switch:
     """Splits clients' requests by shard and merges the shards' replies. See the top of the file.
 
     ``backlog_limit``: bytes waiting for one shard above which clients that add to it are marked choked.
+    ``first_ticket``: of every stream; the shards only echo tickets.
     """
 
     def __init__(
@@ -158,6 +153,7 @@ class Switch:
         max_tokens: int = MAX_TOKENS,
         max_request: int = MAX_REQUEST,
         backlog_limit: int = 1 << 20,
+        first_ticket: int = 0,
     ) -> None:
         self.shards = slots.shards
         self._owners = slots.owners
@@ -165,7 +161,9 @@ class Switch:
         self._max_tokens = max_tokens
         self._max_request = max_request
         self._backlog_limit = backlog_limit
-        self._links = [Link() for _ in range(slots.shards)]
+        self._first_ticket = first_ticket
+        self._links = [Link(b"", first_ticket) for _ in range(slots.shards)]
+        self._heads = _heads(max_tokens)
 
     # -- clients ----------------------------------------------------------------------------------
 
@@ -181,10 +179,12 @@ class Switch:
         client.out.clear()
         client.rest.clear()
         client.inflight = 0
+        client.closing = True
 
     def refuse(self, client: Client, reply: bytes) -> None:
-        """Answer a client by ``reply``, whatever it sends, and take nothing more from it."""
-        client.out += reply
+        """Answer a client by ``reply``, whatever it sends from now on, and take nothing more from it."""
+        self._dispatch(client, [reply], {})
+        client.rest.clear()
         client.closing = True
 
     def receive(self, client: Client, fd: int) -> tuple[int, list[tuple[Turn, Command]]]:
@@ -217,94 +217,114 @@ class Switch:
             data = bytes(rest)
             rest.clear()
         questions: list[tuple[Turn, Command]] = []
-        order: list[int] = []
-        frames: dict[int, list[bytes]] = {}
-        local: list[bytes] = []
-        links, owners, seed, router = self._links, self._owners, self._seed, 2 * self.shards
+        replies: list[bytes | None] = []
+        envelopes: dict[int, tuple[list[bytes], list[Place]]] = {}
+        links, owners, seed, heads, max_request = (
+            self._links,
+            self._owners,
+            self._seed,
+            self._heads,
+            self._max_request,
+        )
         position, size = 0, len(data)
         while position < size:
-            try:
-                length = scan.advance(data, position, size)
-            except ProtocolError as error:
-                order.append(router)
-                local.append(encode_error(str(error)))
-                client.closing = True
-                break
-            if length is None:
-                rest += data[position:]
-                break
             start = position
-            position += length
-            count = U32.unpack_from(data, start)[0]
-            name_length = U32.unpack_from(data, start + 4)[0] if count else 0
-            key_at = start + 8 + name_length
-            command = lookup(data[start + 8 : key_at])
-            if command is None:
-                order.append(router)
-                local.append(_UNKNOWN_COMMAND)
-            elif not command.min_tokens <= count <= command.max_tokens:
-                order.append(router)
-                local.append(_WRONG_ARITY)
-            elif command.spread is Spread.KEY:
-                key = data[key_at + 4 : key_at + 4 + U32.unpack_from(data, key_at)[0]]
-                shard = owners[xxh64_intdigest(tag(key) if b"{" in key else key, seed) % SLOTS]
-                down = links[shard].down
-                if down is not None:
-                    order.append(router)
-                    local.append(down)
+            try:  # the usual: a head that the table knows, and a frame that is whole
+                key_at = start + 8 + data[start + 7]
+                command, others = heads[data[start:key_at]]
+                key_at += 4
+                position = key_end = key_at + _read_u32(data, key_at - 4)[0]
+                while others:
+                    position += 4 + _read_u32(data, position)[0]
+                    others -= 1
+                usual = position <= size and position - start <= max_request
+            except (KeyError, IndexError, StructError):
+                usual = False
+            if not usual:
+                try:
+                    length = scan.advance(data, start, size)
+                except ProtocolError as error:
+                    replies.append(encode_error(str(error)))
+                    client.closing = True
+                    break
+                if length is None:
+                    rest += data[start:]
+                    break
+                position = start + length
+                found = _find_command(data, start)
+                if isinstance(found, bytes):
+                    replies.append(found)
                     continue
-                order.append(2 * shard + command.write)
-                frame = data[start:position]
-                if shard in frames:
-                    frames[shard].append(frame)
-                else:
-                    frames[shard] = [frame]
-            else:
-                self._dispatch(client, order, frames, local)
-                order, frames, local = [], {}, []
-                turn = Turn(client, [router])
-                client.turns.append(turn)
-                client.inflight += 1
-                questions.append((turn, command))
-        self._dispatch(client, order, frames, local)
+                command = found
+                if command.spread is not Spread.KEY:
+                    if replies:
+                        self._dispatch(client, replies, envelopes)
+                        replies, envelopes = [], {}
+                    turn = self._dispatch(client, [None], {})
+                    questions.append((turn, command))
+                    continue
+                key_at, key_end = _find_key(data, start, command.first_key)
+            key = data[key_at:key_end]
+            shard = owners[xxh64_intdigest(tag(key) if b"{" in key else key, seed) % SLOTS]
+            down = links[shard].down
+            if down is not None:
+                replies.append(down)
+                continue
+            envelope = envelopes.get(shard)
+            if envelope is None:
+                envelope = envelopes[shard] = ([], [])
+            envelope[0].append(data[start:position])
+            envelope[1].append(2 * len(replies) + command.write)
+            replies.append(None)
+        if replies:
+            self._dispatch(client, replies, envelopes)
         return questions
 
     def _dispatch(
-        self, client: Client, order: list[int], frames: dict[int, list[bytes]], local: list[bytes]
-    ) -> None:
+        self,
+        client: Client,
+        replies: list[bytes | None],
+        envelopes: dict[int, tuple[list[bytes], list[Place]]],
+    ) -> Turn:
         """Make a turn of these requests: one envelope for each shard that it concerns."""
-        if not order:
-            return
-        turn = Turn(client, order)
+        missing = replies.count(None)
+        turn = Turn(client, replies, missing)
         client.turns.append(turn)
-        client.inflight += len(order)
-        for shard, parts in frames.items():
-            self._send(shard, turn, parts)
-            if len(self._links[shard].out) > self._backlog_limit:
+        client.inflight += len(replies)
+        for shard, (frames, places) in envelopes.items():
+            if self._send(shard, turn, frames, places) > self._backlog_limit:
                 client.choked = shard
-        if local:
-            turn.groups[self.shards] = b"".join(local)
+        if missing < len(replies):
             self._emit(client)
+        return turn
 
     def answer(self, turn: Turn, reply: bytes) -> Client | None:
         """Give the reply to a request that :meth:`feed` returned; return the client if it has output now."""
-        turn.groups[self.shards] = reply
-        if turn.client is not None:
-            self._emit(turn.client)
-            if turn.client.out:
-                return turn.client
+        turn.replies[0] = reply
+        turn.missing = 0
+        client = turn.client
+        if client is not None:
+            self._emit(client)
+            if client.out:
+                return client
         return None
 
     def _emit(self, client: Client) -> None:
         """Move every reply whose turn has come to ``client.out``."""
-        turns = client.turns
+        turns, out = client.turns, client.out
         while turns:
             turn = turns[0]
-            before = turn.position
-            whole = turn.emit(client.out)
-            client.inflight -= turn.position - before
-            if not whole:
+            replies, emitted = turn.replies, turn.emitted
+            if turn.missing:
+                end = replies.index(None, emitted)
+                if end > emitted:
+                    out += b"".join(replies[emitted:end])  # type: ignore[arg-type]
+                    replies[emitted:end] = [b""] * (end - emitted)  # not kept until the turn's last reply
+                    turn.emitted = end
+                    client.inflight -= end - emitted
                 return
+            out += b"".join(replies)  # type: ignore[arg-type]
+            client.inflight -= len(replies) - emitted
             turns.popleft()
 
     def flush(self, client: Client, fd: int) -> int:
@@ -317,9 +337,13 @@ class Switch:
     # -- shards -----------------------------------------------------------------------------------
 
     def raise_link(self, shard: int) -> None:
-        """The stream to ``shard`` is there, new and empty: its keys are served from now on."""
-        self._links[shard] = link = Link()
-        link.down = None
+        """The stream to ``shard`` is there, new and empty: its keys are served from now on.
+
+        Raises ValueError if it was there already: :meth:`drop_link` must answer what is under way first.
+        """
+        if self._links[shard].down is None:
+            raise ValueError(f"the link to shard {shard} is up")
+        self._links[shard] = Link(None, self._first_ticket)
 
     def drop_link(self, shard: int, reply: bytes) -> tuple[list[Client], list[Any]]:
         """The stream to ``shard`` is gone: answer its keys by ``reply`` until :meth:`raise_link`.
@@ -329,23 +353,18 @@ class Switch:
         clients that have output, and the tokens of the questions that will not be answered.
         """
         link = self._links[shard]
-        self._links[shard] = Link()
-        self._links[shard].down = reply
-        lost = []
-        touched: dict[Client, None] = {}
-        for receiver, _ticket, _count, end in link.pending:
+        self._links[shard] = Link(reply, self._first_ticket)
+        touched, lost = link.touched, link.lost
+        for receiver, places, end in link.pending:
             if isinstance(receiver, Question):
                 lost.append(receiver.token)
-                continue
-            write = _UNKNOWN_OUTCOME if end <= link.sent else _RETRY
-            receiver.groups[shard] = b"".join(
-                write if entry & 1 else _RETRY for entry in receiver.order if entry >> 1 == shard
-            )
-            if receiver.client is not None:
+            elif receiver.client is not None:
+                write = _UNKNOWN_OUTCOME if end <= link.sent else _RETRY
+                for place in places:
+                    receiver.replies[place >> 1] = write if place & 1 else _RETRY
+                receiver.missing -= len(places)
                 touched[receiver.client] = None
-        for client in touched:
-            self._emit(client)
-        return [client for client in touched if client.out], lost
+        return self._emit_all(touched), lost
 
     def is_up(self, shard: int) -> bool:
         """Whether there is a stream to ``shard``."""
@@ -361,17 +380,25 @@ class Switch:
         return len(self._links[shard].out)
 
     def ask(self, shard: int, frame: bytes, token: Any) -> None:
-        """Send ``shard`` a request of the router's own; :meth:`merge` returns ``token`` with the reply."""
-        self._send(shard, Question(token), [frame])
+        """Send ``shard`` a request of the router's own; :meth:`merge` returns ``token`` with the reply.
 
-    def _send(self, shard: int, receiver: Turn | Question, frames: list[bytes]) -> None:
+        Raises ValueError if the shard is down.
+        """
+        if self._links[shard].down is not None:
+            raise ValueError(f"the link to shard {shard} is down")
+        self._send(shard, Question(token), [frame], [0])
+
+    def _send(self, shard: int, receiver: Turn | Question, frames: list[bytes], places: list[Place]) -> int:
+        """Put an envelope into the shard's output; return the bytes that wait there."""
         link = self._links[shard]
+        out, ticket = link.out, link.ticket
         body = b"".join(frames)
-        link.out += REQUEST.pack(REQUEST.size - LENGTH + len(body), link.ticket, len(frames), DIALECT_IMDS)
-        link.out += body
+        out += REQUEST.pack(REQUEST.size - LENGTH + len(body), ticket, len(frames), DIALECT_IMDS)
+        out += body
         link.queued += REQUEST.size + len(body)
-        link.pending.append((receiver, link.ticket, len(frames), link.queued))
-        link.ticket = (link.ticket + 1) % TICKETS
+        link.pending.append((receiver, places, link.queued))
+        link.ticket = (ticket + 1) % TICKETS
+        return len(out)
 
     def flush_link(self, shard: int, fd: int) -> int:
         """Write what the shard's socket takes; return the bytes that are left. Raises OSError."""
@@ -392,55 +419,139 @@ class Switch:
         """Take reply bytes of ``shard`` and put them into their places.
 
         Returns the clients that have output now, and (token, reply) for each question answered. Raises
-        LinkError where the bytes are no answer to what the shard was asked. Cost: O(bytes).
+        LinkError where the bytes are no answer to what the shard was asked; :meth:`drop_link`, which must
+        follow, accounts for what came before them. Cost: O(bytes).
         """
         link = self._links[shard]
-        if link.rest:
-            link.rest += data
-            if len(link.rest) < REPLY.size or len(link.rest) < LENGTH + U32.unpack_from(link.rest)[0]:
+        rest, pending, due = link.rest, link.pending, link.due
+        if rest:
+            rest += data
+            if len(rest) < link.need:
                 return [], []
-            data = bytes(link.rest)
-            link.rest.clear()
+            data = bytes(rest)
+            rest.clear()
         touched: dict[Client, None] = {}
-        answers = []
+        answers: list[tuple[Any, bytes]] = []
         position, size = 0, len(data)
-        while size - position >= REPLY.size:
-            length, ticket, count = REPLY.unpack_from(data, position)
+        link.need = _REPLY_HEADER
+        while size - position >= _REPLY_HEADER:
+            length, ticket, count = _read_reply(data, position)
+            start = position + _REPLY_HEADER
             end = position + LENGTH + length
-            if end > size:
-                break
-            if not link.pending or link.pending[0][1:3] != (ticket, count):
-                expected = link.pending[0][1:3] if link.pending else "nothing"
-                raise LinkError(f"shard {shard} answered {(ticket, count)}, expected {expected}")
-            receiver = link.pending.popleft()[0]
-            group = data[position + REPLY.size : end]
+            receiver, places, _ = pending[0] if pending else _NOBODY
+            replies = None
+            if ticket == due and count == len(places) > 0:
+                if end > size:
+                    link.need = end - position
+                    break
+                replies = _split_replies(data, start, end, count)
+            if replies is None:
+                link.touched, link.lost = touched, [token for token, _ in answers]
+                raise LinkError(
+                    f"shard {shard} answered ticket {ticket} by {count} replies in {length} bytes; "
+                    f"expected were ticket {due} and {len(places)} replies"
+                )
             position = end
+            pending.popleft()
+            link.due = due = (due + 1) % TICKETS
             if isinstance(receiver, Question):
-                answers.append((receiver.token, group))
-            elif receiver.client is not None:
-                receiver.groups[shard] = group
-                touched[receiver.client] = None
+                answers.append((receiver.token, replies[0]))
+                continue
+            client = receiver.client
+            if client is None:
+                continue
+            if count == len(receiver.replies):
+                receiver.replies[:] = replies
+            else:
+                found = receiver.replies
+                for place, reply in zip(places, replies, strict=True):
+                    found[place >> 1] = reply
+            receiver.missing -= count
+            touched[client] = None
         if position < size:
-            link.rest += data[position:]
+            rest += data[position:]
+        return self._emit_all(touched), answers
+
+    def _emit_all(self, touched: dict[Client, None]) -> list[Client]:
+        """Emit what can be for these clients; return those that have output."""
         for client in touched:
             self._emit(client)
-        return [client for client in touched if client.out], answers
+        return [client for client in touched if client.out]
 
     # -- checks -----------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Assert the invariants of every link; O(requests under way)."""
+        """Assert the invariants of every link and of what is under way; O(requests under way)."""
+        clients: set[Client] = set()
         for shard, link in enumerate(self._links):
-            assert link.queued - link.sent == len(link.out), (shard, link.queued, link.sent, len(link.out))
-            first = (link.ticket - len(link.pending)) % TICKETS
+            state = (shard, link.queued, link.sent, link.ticket, link.due)
+            assert link.queued - link.sent == len(link.out), (*state, len(link.out))
+            assert (link.ticket - link.due) % TICKETS == len(link.pending), (*state, len(link.pending))
             last_end = 0
-            for index, (receiver, ticket, count, end) in enumerate(link.pending):
-                assert ticket == (first + index) % TICKETS, (shard, index, ticket, first)
-                assert last_end < end <= link.queued, (shard, index, last_end, end, link.queued)
+            for receiver, places, end in link.pending:
+                assert last_end < end <= link.queued, (*state, last_end, end)
                 last_end = end
-                if isinstance(receiver, Turn):
-                    assert shard not in receiver.groups, (shard, index)
-                    assert count == sum(entry >> 1 == shard for entry in receiver.order), (shard, index)
+                if isinstance(receiver, Turn) and receiver.client is not None:
+                    assert all(receiver.replies[place >> 1] is None for place in places), (*state, places)
+                    clients.add(receiver.client)
+        for client in clients:
+            waiting = 0
+            for turn in client.turns:
+                assert turn.client is client
+                assert turn.missing == turn.replies.count(None), (turn.missing, turn.replies)
+                assert turn.emitted < len(turn.replies), (turn.emitted, turn.replies)
+                waiting += len(turn.replies) - turn.emitted
+            assert client.inflight == waiting, (client.inflight, waiting)
+            assert client.turns[0].replies[client.turns[0].emitted] is None, client.turns[0].replies
+
+
+_NOBODY: tuple[Question, list[Place], int] = (Question(None), [], 0)
+
+
+def _heads(max_tokens: int) -> dict[bytes, tuple[Command, int]]:
+    """Return what the usual requests begin with: token count, length of the name, name.
+
+    Each leads to its command and the number of tokens after the key.
+    """
+    heads = {}
+    for command in COMMANDS.values():
+        if command.spread is Spread.KEY and command.first_key == 1:
+            for count in range(command.min_tokens, min(command.max_tokens, max_tokens, 8) + 1):
+                for name in (command.name.encode(), command.name.upper().encode()):
+                    heads[U32U32.pack(count, len(name)) + name] = (command, count - 2)
+    return heads
+
+
+def _find_command(data: bytes, start: int) -> Command | bytes:
+    """Return the command of the whole frame at ``start``, or the reply if it is none."""
+    (count,) = _read_u32(data, start)
+    if not count:
+        return _UNKNOWN_COMMAND
+    command = lookup(data[start + 8 : start + 8 + _read_u32(data, start + 4)[0]])
+    if command is None:
+        return _UNKNOWN_COMMAND
+    return command if command.arity_ok(count) else _WRONG_ARITY
+
+
+def _find_key(data: bytes, start: int, first_key: int) -> tuple[int, int]:
+    """Return start and end of token number ``first_key`` of the whole frame at ``start``."""
+    position = start + 4
+    for _ in range(first_key):
+        position += 4 + _read_u32(data, position)[0]
+    return position + 4, position + 4 + _read_u32(data, position)[0]
+
+
+def _split_replies(data: bytes, start: int, end: int, count: int) -> list[bytes] | None:
+    """Return the replies in ``data[start:end]``, or None if that is not exactly ``count`` replies."""
+    replies = []
+    try:
+        for _ in range(count):
+            stop = start + 4 + _read_u32(data, start)[0]
+            replies.append(data[start:stop])
+            start = stop
+    except StructError:
+        return None
+    return replies if start == end else None
 
 
 def _write(fd: int, out: bytearray) -> tuple[int, int]:
