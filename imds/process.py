@@ -31,6 +31,12 @@ def start_logging(name: str, level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
+def ignore(signals: Iterable[signal.Signals]) -> None:
+    """Do nothing when one of ``signals`` comes."""
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Signals:
     """Signals as something to select on: the handler only enqueues, the loop acts.
 
@@ -42,11 +48,12 @@ class Signals:
         self._read.setblocking(False)
         self._write.setblocking(False)
         self._watched = set(watched)
+        # In this order no signal is lost: not one that comes meanwhile, nor one that waits, blocked.
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         for number in self._watched:
             signal.signal(number, lambda *_: None)
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
-        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        ignore(ignored)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._watched)
 
     def fileno(self) -> int:
         return self._read.fileno()

@@ -15,7 +15,8 @@ What stays true:
   control channel stops them (everywhere). The children that write hold the directory's lock too, so a
   new server cannot open it before they are gone.
 
-Signal handlers only enqueue; the loop acts. SIGTERM and SIGINT stop; the second one stops at once.
+Signal handlers only enqueue; the loop acts. SIGTERM and SIGINT stop; the second one stops at once, unless
+it is an echo: a wrapper or a service manager may pass on what the whole group has got already.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from imds import config as configuration
 from imds.config import Config, ConfigError
 from imds.control import Channel, Message
 from imds.datadir import DataDir, DataDirError
-from imds.process import EXIT_REFUSED, Signals, start_logging
+from imds.process import EXIT_REFUSED, Signals, ignore, start_logging
 from imds.reshard import reshard
 
 MOST_DEATHS = 5
@@ -48,7 +49,10 @@ DEATHS_WINDOW = 60.0  # seconds
 FIRST_PAUSE = 0.05  # seconds before a restart; doubles with each death in the window
 LONGEST_PAUSE = 3.0
 PATIENCE = 10.0  # seconds that each kind of process may take to stop before it is killed
+ECHO = 1.0  # seconds after a stop signal in which another one is the same wish
 LISTEN_BACKLOG = 1024
+
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 READ = selectors.EVENT_READ
 
@@ -83,12 +87,17 @@ class Child:
         self.channel, theirs = Channel.pair()
         script = str(Path(__file__).with_name("child.py"))
         command = [sys.executable, "-P", script, f"imds-{self.role}-{self.index}"]
-        with theirs:
-            self.process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.PIPE,
-                pass_fds=[theirs.fileno(), *keep],
-            )
+        # Inherited by the child: a signal to the whole group waits until the child can tell what to do.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [*command, str(theirs.fileno()), str(os.getpid())],
+                    stdin=subprocess.PIPE,
+                    pass_fds=[theirs.fileno(), *keep],
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self.process.stdin as stdin:
             stdin.write(json.dumps({"role": self.role, **init}).encode())  # less than a pipe holds
@@ -115,10 +124,11 @@ class Supervisor:
         self._shards = [Child("shard", index) for index in range(config.shards)]
         self._routers = [Child("router", index) for index in range(config.routers)]
         self._selector = selectors.DefaultSelector()
-        self._signals = Signals([signal.SIGTERM, signal.SIGINT, signal.SIGCHLD])
+        self._signals = Signals([*STOP_SIGNALS, signal.SIGCHLD])
         self._started = time.monotonic()
         self._announced = False
         self._stopping = False
+        self._asked_to_stop: float | None = None  # when the first signal said so
         self._exit_code = 0
 
     def run(self) -> int:
@@ -175,8 +185,6 @@ class Supervisor:
             "seed": slots.seed,
             "listeners": [listener.fileno() for listener in listeners],
         }
-        for listener in listeners:
-            listener.listen(LISTEN_BACKLOG)
         child.start(init, [listener.fileno() for listener in listeners])
         self._watch(child)
         for shard in self._shards:
@@ -195,7 +203,7 @@ class Supervisor:
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with one, other:
             shard.channel.send("link", (other.fileno(),), router=router.index)
-            router.channel.send("link", (one.fileno(),), shard=shard.index)
+            router.channel.send("link", (one.fileno(),), shard=shard.index, restarts=shard.restarts)
 
     @staticmethod
     def _why_down(shard: Child) -> str:
@@ -252,12 +260,15 @@ class Supervisor:
             child.channel = None
 
     def _on_signals(self, signals: set[signal.Signals]) -> None:
-        if signals & {signal.SIGTERM, signal.SIGINT}:
-            if self._stopping:
+        if signals & STOP_SIGNALS:
+            now = time.monotonic()
+            if self._asked_to_stop is None:
+                self._asked_to_stop = now
+                self._stopping = True
+            elif now - self._asked_to_stop > ECHO:
                 log.warning("second signal: stopping at once")
                 self._exit_code = 1
                 self._kill()
-            self._stopping = True
         self._reap()
 
     def _reap(self) -> None:
@@ -351,7 +362,7 @@ def _name(listener: socket.socket) -> str:
 
 
 def _bind_tcp(config: Config) -> list[socket.socket]:
-    """Return one bound socket for each router. Raises StartError."""
+    """Return one listening socket for each router. Raises StartError."""
     try:
         found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -373,6 +384,8 @@ def _bind_tcp(config: Config) -> list[socket.socket]:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(address)
+        for sock in bound:
+            sock.listen(LISTEN_BACKLOG)
     except OSError as error:
         for sock in bound:
             sock.close()
@@ -381,7 +394,7 @@ def _bind_tcp(config: Config) -> list[socket.socket]:
 
 
 def _bind_unix(path: str) -> socket.socket:
-    """Return a socket bound to ``path``, in place of one that a killed server left. Raises StartError."""
+    """Return a listening socket at ``path``, in place of one that a killed server left. Raises StartError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
@@ -395,6 +408,7 @@ def _bind_unix(path: str) -> socket.socket:
     old = os.umask(0o177)  # the data directory is for this user only, and so is its socket
     try:
         sock.bind(path)
+        sock.listen(LISTEN_BACKLOG)
     except OSError as error:
         sock.close()
         raise StartError(f"cannot listen on unix:{path}: {error.strerror}") from None
@@ -404,7 +418,11 @@ def _bind_unix(path: str) -> socket.socket:
 
 
 def listen(config: Config) -> list[list[socket.socket]]:
-    """Return the bound sockets of each router, all non-blocking. Raises StartError."""
+    """Return the listening sockets of each router, all non-blocking. Raises StartError.
+
+    They listen at once, though nobody accepts before the data is ready: a socket that is only bound keeps
+    neither a port nor a path from another server. Who connects early waits in the backlog.
+    """
     listeners = [[sock] for sock in _bind_tcp(config)]
     if config.unix:
         unix = _bind_unix(config.unix)
@@ -416,6 +434,11 @@ def listen(config: Config) -> list[list[socket.socket]]:
     return listeners
 
 
+def _interrupt(*_: object) -> None:
+    ignore(STOP_SIGNALS)  # an echo may not disturb the cleaning up
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``imds-router``; return its exit code."""
     try:
@@ -424,6 +447,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"imds-router: {error}", file=sys.stderr)
         return 2
     start_logging("supervisor", config.log_level)
+    for number in STOP_SIGNALS:  # until the supervisor's loop takes them
+        signal.signal(number, _interrupt)
     listeners: list[list[socket.socket]] = []
     directory: DataDir | None = None
     bound_unix = False
@@ -438,8 +463,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"imds-router: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("imds-router: interrupted while starting", file=sys.stderr)
-        return 1
+        print("imds-router: stopped while starting", file=sys.stderr)
+        return 0
     finally:
         for own in listeners:
             for sock in own:

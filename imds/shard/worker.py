@@ -37,7 +37,7 @@ from imds.commands import LOADING
 from imds.config import Config
 from imds.control import Channel
 from imds.envelope import LENGTH, refuse
-from imds.process import EXIT_DISK, EXIT_REFUSED, Signals, set_schedule, start_logging
+from imds.process import EXIT_DISK, EXIT_REFUSED, ignore, set_schedule, start_logging
 from imds.protocol import OK, U32, encode_error, encode_response
 from imds.shard.aof import Aof, AofBroken, AofDamaged, AofSyncFailed, AofWriteError
 from imds.shard.kernel import RecordEncoder, UnifiedStore
@@ -88,7 +88,6 @@ class Worker:
         self._log = RecordEncoder(0)
         self._store = self._new_store()
         self._selector = selectors.DefaultSelector()
-        self._signals = Signals([signal.SIGTERM], ignored=[signal.SIGINT])
         self._links: set[Link] = set()
         self._loading = True
         self._stopping = False
@@ -113,7 +112,6 @@ class Worker:
     def run(self) -> int:
         """Load the log, serve until told to stop, return the exit code."""
         self._selector.register(self._channel, READ)
-        self._selector.register(self._signals, READ)
         try:
             self._load()
             while not self._stopping:
@@ -138,7 +136,6 @@ class Worker:
         """Wait for events and act on them; return whether any request arrived."""
         arrived: list[tuple[Link, bytes]] = []
         for key, mask in self._selector.select(timeout):
-            owner = key.fileobj
             if isinstance(key.data, Link):
                 link = key.data
                 if mask & READ:
@@ -147,10 +144,8 @@ class Worker:
                         arrived.append((link, data))
                 elif link in self._links:
                     self._flush(link)
-            elif owner is self._channel:
+            else:
                 self._on_control()
-            elif self._signals.take():
-                self._stopping = True
         if arrived:
             self._serve(arrived)
         return bool(arrived)
@@ -308,7 +303,6 @@ class Worker:
         for link in self._links:
             link.sock.close()
         self._selector.close()
-        self._signals.close()
         self._channel.close()
 
 
@@ -317,6 +311,9 @@ _LOADING = encode_error(LOADING)
 
 def main(config: Config, shard: int, directory: Path, generation: int, channel: Channel) -> int:
     """Run a shard process to its end; return its exit code."""
+    # A signal to the whole group is for the supervisor, which stops the shards last: what the routers still
+    # have under way is carried out.
+    ignore([signal.SIGTERM, signal.SIGINT])
     start_logging(f"shard-{shard}", config.log_level)
     set_schedule(config.sched)
     aof = Aof(directory, generation=generation, shard=shard, policy=config.appendfsync)
