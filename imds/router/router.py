@@ -379,6 +379,7 @@ class Router:
         for message, fds in channel.receive():
             kind = message["kind"]
             if kind == "link":
+                self._statuses[message["shard"]].restarts = message["restarts"]
                 self._on_link(message["shard"], fds[0])
             elif kind == "down":
                 status = self._statuses[message["shard"]]
