@@ -14,6 +14,7 @@ import pytest
 from fake_server import FakeServer, honest
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupts import heeded
 
 import imds
 from imds import cli
@@ -303,11 +304,10 @@ class Terminal:
         self.fd, self.inner = pty.openpty()
         # The leader of a new session that opens a terminal by name is controlled by it, as Ctrl-C needs.
         shell = ["/bin/sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(self.inner)]
-        self.process = subprocess.Popen(
-            [*shell, sys.executable, "-m", "imds.cli", "-p", str(port)],
-            env={**os.environ, "TERM": "dumb", "PYTHONUTF8": "1"},
-            start_new_session=True,
-        )
+        command = [*shell, sys.executable, "-m", "imds.cli", "-p", str(port)]
+        environment = {**os.environ, "TERM": "dumb", "PYTHONUTF8": "1"}
+        with heeded():
+            self.process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def type(self, text):
         os.write(self.fd, text.encode())

@@ -15,6 +15,7 @@ import pytest
 from fake_server import SHARD, FakeServer, Peer, announce, honest
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupts import heeded
 
 import imds
 from imds import Client
@@ -352,6 +353,7 @@ class TestBrokenConnections:
 
         def refuse(peer):
             peer.sock.recv(100)
+            time.sleep(0.1)  # until the buffers between are full
             peer.reply(b"ERR too large", ERROR)
             refused.wait(5)
 
@@ -382,7 +384,7 @@ class TestBrokenConnections:
             os.kill(os.getpid(), signal.SIGINT)
             wait_for_end(peer)
 
-        with against(interrupted, honest()) as client:
+        with heeded(), against(interrupted, honest()) as client:
             with pytest.raises(KeyboardInterrupt):
                 client.get("a")
             assert client.get("a") is None
@@ -574,8 +576,9 @@ class TestSharing:
 
 # Forks while a thread of the parent waits for a reply and holds the client.
 FORKING = """
-import os, threading, time
+import os, signal, threading, time
 import imds
+signal.alarm(10)  # whatever goes wrong, no process is left
 client = imds.Client(port={port}, timeout=10)
 client.connect()
 found = []
@@ -584,6 +587,7 @@ thread.start()
 while not client._lock.locked():
     time.sleep(0.01)
 if os.fork() == 0:
+    signal.alarm(10)
     print("child", client.get("a"), flush=True)
     os._exit(0)
 os.wait()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_server import FakeServer, honest
+from interrupts import heeded
 
 from imds.protocol import ERROR
 
@@ -153,9 +154,10 @@ def test_watch_as_a_script():
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
     with FakeServer(counting) as server:
         command = [sys.executable, SCRIPT, "-p", str(server.port), "--watch", "0.1", "--json"]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
+        with heeded():
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            )
         with process:
             first, second = (json.loads(process.stdout.readline()) for _ in range(2))
             assert "ops_per_second" not in first["shards"][0]
