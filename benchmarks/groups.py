@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from generator import Benchmark, Generator, Job
@@ -57,13 +57,13 @@ class Setup:
 
 @dataclass(slots=True)
 class Cell:
-    """One job for one server; its ``figure`` goes to ``row``."""
+    """One job for one server. ``row`` gets its ``figure``; ``also`` has rows for further figures."""
 
     row: Row
     server: Server
     job: Job
-    as_name: str = ""  # the server's name in the row, where it is not its own
     figure: str = "ops_per_s"
+    also: dict[str, Row] = field(default_factory=dict)
 
 
 def say(text: str) -> None:
@@ -72,11 +72,11 @@ def say(text: str) -> None:
 
 
 def interleave(setup: Setup, cells: Sequence[Cell], generator: Generator | None = None) -> None:
-    """Run every cell once a round, the servers of a row one after the other, each round in another order."""
+    """Run every cell once a round: the servers of a row one after the other, each round in another order."""
     generator = generator or setup.generator
     rows = list({id(cell.row): cell.row for cell in cells}.values())
     for cell in cells:  # the columns stand in this order, not in the shuffled one
-        cell.row.runs.setdefault(cell.as_name or cell.server.name, [])
+        cell.row.runs.setdefault(cell.server.name, [])
     shuffle = random.Random(1).shuffle
     for number in range(setup.rounds):
         for row in rows:
@@ -84,7 +84,8 @@ def interleave(setup: Setup, cells: Sequence[Cell], generator: Generator | None 
             shuffle(mine)
             for cell in mine:
                 result = generator.run(cell.server, replace(cell.job, seconds=setup.seconds))
-                cell.row.add(cell.as_name or cell.server.name, result[cell.figure])
+                for figure, other in {cell.figure: cell.row, **cell.also}.items():
+                    other.add(cell.server.name, result[figure])
             shown = ", ".join(f"{name} {runs[-1]:,.0f}" for name, runs in row.runs.items() if runs)
             say(f"round {number + 1} of {setup.rounds}: {row.name}: {shown}")
 
@@ -184,12 +185,14 @@ def _latency(setup: Setup, ours: Server, peers: Sequence[Server]) -> Section:
     for peer, goal in zip(peers, (1.2, 1.0), strict=True):
         rate = min(peaks[ours.name], peaks[peer.name]) // 2
         paced = replace(job, rate=rate)
-        for name, figure in (("p50", "p50_us"), ("p99", "p99_us"), ("p99.9", "p999_us")):
-            row = Row(f"{name} at {rate:,.0f} requests/s beside {peer.name}", "µs", "less")
-            if name == "p99":
-                row.goals = {peer.name: goal}
-            section.rows.append(row)
-            cells += [Cell(row, server, paced, figure=figure) for server in (ours, peer)]
+        rows = {
+            figure: Row(f"{name} at {rate:,.0f} requests/s beside {peer.name}", "µs", "less")
+            for figure, name in {"p99_us": "p99", "p50_us": "p50", "p999_us": "p99.9"}.items()
+        }
+        section.rows += rows.values()
+        row = rows.pop("p99_us")
+        row.goals = {peer.name: goal}
+        cells += [Cell(row, server, paced, "p99_us", rows) for server in (ours, peer)]
     interleave(setup, cells, tool)
     return section
 

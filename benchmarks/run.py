@@ -5,7 +5,7 @@ Run by hand, on a machine that does nothing else::
 
     .venv/bin/python benchmarks/run.py                         the goals, about 40 minutes
     .venv/bin/python benchmarks/run.py --groups goals,growth   these groups
-    .venv/bin/python benchmarks/run.py --quick                 every line of this code, in about a minute
+    .venv/bin/python benchmarks/run.py --quick                 every line of this code, in a few minutes
 """
 
 from __future__ import annotations
