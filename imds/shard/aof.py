@@ -10,10 +10,17 @@
              | magic  | format | shard | generation | seed | sequence | number | reserved | checksum |
              +--------+--------+-------+------------+------+----------+--------+----------+----------+
               8 bytes    u32      u32       u64        u64      u64       u64       u64        u64
-             followed by records (imds/shard/record.py) back to back, to the end of the file
+             followed by records (imds/shard/record.py) back to back, to the end of the file,
+             and between them now and then
+
+    mark     +----------+------------+----------+
+             | checksum | 0xFFFFFFFF | position |    all of the segment before ``position`` is on the disk
+             +----------+------------+----------+
+                 u64         u32         u64         where a record has its length and its number
 
 All integers are big-endian and unsigned. ``seed`` is random and seeds the checksums of the segment's
-records; ``sequence`` is the number of its first record; ``checksum`` is xxh64 of the bytes before it.
+records and marks; ``sequence`` is the number of its first record; the header's ``checksum`` is xxh64 of the
+bytes before it, a mark's is made as a record's.
 
 What always holds:
 
@@ -22,10 +29,12 @@ What always holds:
   wrote; when even that fails, the log is broken and takes nothing more.
 * Sequence numbers start at 1 and rise by one through all segments.
 * A failed sync is final: the kernel may have dropped the pages, so trying again would lie.
-* Loading changes the disk in one case only, the torn tail: the last segment ends in bytes that are no whole
-  record, and no record of ours comes after them. These bytes are saved, then cut. Anything else that is
-  wrong is damage in the midst of good data: nobody but a person should decide about that, so the shard
-  does not start.
+* A mark tells the truth: it is written after the sync that it speaks of has returned.
+* Loading changes the disk in one case only, the torn tail: from some byte on the last segment holds no whole
+  record, and no mark says that this byte was ever on the disk. A power cut does that to what was not
+  synced, and leaves any part of it, so whole records may come after the hole. The tail is saved, then cut.
+  Anything else that is wrong is damage to what was once safe: nobody but a person should decide about
+  that, so the shard does not start.
 
 One thread appends. Under ``everysec`` a second one syncs; they share the fields named in ``_sync_now``.
 """
@@ -48,7 +57,7 @@ from typing import NoReturn
 from xxhash import xxh64_digest, xxh64_intdigest
 
 from imds.protocol import Buffer
-from imds.shard.record import HEADER, MAX_EFFECT, verify_records
+from imds.shard.record import HEADER, verify_records
 from imds.storage import Storage, write_all
 
 log = logging.getLogger(__name__)
@@ -62,9 +71,12 @@ POLICIES = ("always", "everysec", "no")
 SYNC_EVERY = 1.0  # seconds from the first unsynced append to the sync that covers it
 MAX_LAG = 2.0  # seconds; older unsynced data holds appends back: this is the promise of everysec
 
-# How far a sequence number may lie beyond the expected one in a record that proves earlier damage.
-MAX_GAP = 1 << 24
-_WINDOW = 1 << 20  # bytes that the search for such a record looks at in one go
+MARK = 0xFFFF_FFFF  # what a mark has instead of a record's length
+MARK_EVERY = 4096  # synced bytes without a mark after which the next append writes one
+_MARKED = Struct(">IQ")  # the part of a mark that its checksum covers
+# How a mark goes on after its checksum, as its position is far below 2^40.
+_MARK_START = re.compile(rb"\xff{4}\0{3}")
+_WINDOW = 1 << 20  # bytes that the search for marks looks at in one go
 
 # (bytes read, bytes in all segments, records applied)
 LoadProgress = tuple[int, int, int]
@@ -102,6 +114,22 @@ class AofSyncFailed(AofError):
 def segment_name(number: int) -> str:
     """Return the file name of segment ``number``."""
     return f"{number:08d}.aof"
+
+
+def encode_mark(seed: int, position: int) -> bytes:
+    """Return the mark that says that the segment is on the disk up to ``position``."""
+    fields = _MARKED.pack(MARK, position)
+    return xxh64_digest(fields, seed) + fields
+
+
+def read_mark(data: Buffer, seed: int) -> int | None:
+    """Return the position of the mark at the start of ``data``, None if there is no whole one."""
+    if len(data) < HEADER.size:
+        return None
+    checksum, length, position = HEADER.unpack_from(data)
+    if length != MARK or xxh64_intdigest(data[8 : HEADER.size], seed) != checksum:
+        return None
+    return int(position)
 
 
 def _segment_header(shard: int, generation: int, sequence: int, number: int) -> bytes:
@@ -156,6 +184,8 @@ class Aof:
         self._size = 0  # bytes of the last segment
         self._closed_size = 0  # bytes of the segments before it
         self._synced = 0  # how much of _size is on the disk for sure
+        self._marked = 0  # how much of that the next load will know
+        self._appended = False
         self._dirty_since: float | None = None  # when the first append came that no sync covers
         self._syncing_since: float | None = None  # the same of the sync that is running now
         self._closing = False
@@ -205,10 +235,11 @@ class Aof:
             finally:
                 if fd >= 0:
                     storage.close(fd)
+        self._synced = self._marked
         # What was read may be in the page cache only, left by a process that was killed.
         if self.policy != "no":
             storage.fdatasync(self._fd)
-        self._synced = self._size
+            self._synced = self._size
         if self.policy == "everysec":
             self._thread = Thread(target=self._sync_every_second, name="aof-sync", daemon=True)
             self._thread.start()
@@ -228,21 +259,29 @@ class Aof:
             size = len(head)
         self._read_header(head, number)
         pos, count = SEGMENT_HEADER.size, 0
-        rest = b""
+        self._marked = pos
+        rest = memoryview(b"")
         need = 0
         while True:
             data = storage.read(fd, max(chunk, need - len(rest)), pos + len(rest))
-            rest = rest + data if rest else data
-            found, used, damage = verify_records(rest, self.seed, self.sequence)
-            if found:
-                try:
-                    apply(memoryview(rest)[:used])
-                except ValueError as error:
-                    raise AofDamaged(self._path, pos, f"in the records from here on: {error}") from error
-                self.sequence += found
-                count += found
-                pos += used
-                rest = rest[used:]
+            rest = memoryview(b"".join((rest, data)) if rest else data)
+            while True:
+                found, used, damage = verify_records(rest, self.seed, self.sequence)
+                if found:
+                    try:
+                        apply(rest[:used])
+                    except ValueError as error:
+                        raise AofDamaged(self._path, pos, f"in the records from here on: {error}") from error
+                    self.sequence += found
+                    count += found
+                    pos += used
+                    rest = rest[used:]
+                position = read_mark(rest, self.seed) if damage else None
+                if position is None:
+                    break
+                self._note_mark(pos, position)
+                pos += HEADER.size
+                rest = rest[HEADER.size :]
             yield pos, count
             if damage or not data:
                 break
@@ -252,12 +291,19 @@ class Aof:
             damage = damage or "record is cut short"
             if not last:
                 raise AofDamaged(self._path, pos, f"{damage}, and there is a later segment")
-            for later in self._later_records(fd, pos, size):
-                if later is not None:
-                    raise AofDamaged(self._path, pos, f"{damage}, and a good record follows at byte {later}")
+            for mark in self._later_marks(fd, pos, size):
+                if mark is not None and mark[1] > pos:
+                    at, position = mark
+                    raise AofDamaged(
+                        self._path, pos, f"{damage}, and all up to byte {position} was safe, says byte {at}"
+                    )
                 yield pos, count
             self._cut(fd, pos, size)
         self._size = pos
+
+    def _note_mark(self, at: int, position: int) -> None:
+        """Remember that a mark at ``at`` speaks for all before ``position``. It needs no mark itself."""
+        self._marked = at + HEADER.size if position == at else position
 
     def _read_header(self, head: bytes, number: int) -> None:
         """Take the segment's seed from its header. Raises AofDamaged unless it is the expected segment."""
@@ -281,49 +327,16 @@ class Aof:
             )
         self.seed = seed
 
-    def _later_records(self, fd: int, start: int, size: int) -> Iterator[int | None]:
-        """Search the file behind damage at ``start``; yield None now and then, an offset for a record.
-
-        Every whole record is looked for whose number is not below the expected one and plausible. The
-        leading bytes of such numbers are alike: these are searched for, at the speed of a regular
-        expression, and only a hit is looked at. A record at ``start`` itself may have any number.
-        """
-        storage, first = self._storage, self.sequence
-        if self._is_record(fd, start, size, range(1 << 64)):
-            yield start
-            return
-        plausible = range(first, first + (size - start) // HEADER.size + MAX_GAP)
-        low, high = first.to_bytes(8), plausible[-1].to_bytes(8)
-        same = 8 - ((first ^ plausible[-1]).bit_length() + 7) // 8  # leading bytes that are alike
-        # A stretch of zeros is the most usual damage; it would hit at every byte, though 0 is no number.
-        not_zero = b"" if any(low[:same]) else b"(?!\0{%d})" % (8 - same)
-        pattern = re.compile(
-            re.escape(low[:same]) + not_zero + b"[\\x%02x-\\x%02x]" % (low[same], high[same]), re.DOTALL
-        )
-        to_number = HEADER.size - 8
-        pos = start + to_number
-        while pos < size:
-            window = storage.read(fd, _WINDOW + 8, pos)
-            hit = pattern.search(window)
-            while hit and hit.start() < _WINDOW:
-                offset = pos + hit.start() - to_number
-                if self._is_record(fd, offset, size, plausible):
-                    yield offset
-                    return
-                hit = pattern.search(window, hit.start() + 1)
-            pos += _WINDOW
+    def _later_marks(self, fd: int, start: int, size: int) -> Iterator[tuple[int, int] | None]:
+        """Search the file from ``start`` on; yield (offset, position) for a mark, None now and then."""
+        for offset in range(start, size, _WINDOW):
+            # A mark begins in this window, and ends in it or right behind it.
+            window = memoryview(self._storage.read(fd, _WINDOW + HEADER.size, offset))
+            for hit in _MARK_START.finditer(window):
+                at = hit.start() - 8
+                if 0 <= at < _WINDOW and (position := read_mark(window[at:], self.seed)) is not None:
+                    yield offset + at, position
             yield None
-
-    def _is_record(self, fd: int, offset: int, size: int, numbers: range) -> bool:
-        """Whether a whole record with a number in ``numbers`` stands at ``offset``."""
-        head = self._storage.read(fd, HEADER.size, offset)
-        if len(head) < HEADER.size:
-            return False
-        _checksum, length, number = HEADER.unpack(head)
-        if number not in numbers or length > MAX_EFFECT or offset + HEADER.size + length > size:
-            return False
-        record = self._storage.read(fd, HEADER.size + length, offset)
-        return verify_records(record, self.seed, number)[0] == 1
 
     def _cut(self, fd: int, offset: int, size: int) -> None:
         """Save the bytes from ``offset`` on in a file of their own, then cut them off."""
@@ -374,11 +387,17 @@ class Aof:
             self._wait_for_sync()
         if self.failed is not None:
             self._raise_failed()
+        synced = self._synced
+        if synced - self._marked >= MARK_EVERY:
+            records = b"".join((encode_mark(self.seed, synced), records))
         try:
             write_all(self._storage, self._fd, records)
         except OSError as error:
             self._take_back()
             raise AofWriteError(self._path, error.errno or errno.EIO) from error
+        if synced - self._marked >= MARK_EVERY:
+            self._note_mark(self._size, synced)
+        self._appended = True
         self._size += len(records)
         if self._dirty_since is None:
             with self._changed:
@@ -493,6 +512,8 @@ class Aof:
             return
         try:
             self.flush()
+            if self._appended and self._marked < self._synced:
+                self._seal()
         finally:
             with suppress(OSError):  # whatever close says, flush has had the last word
                 self._storage.close(self._fd)
@@ -518,3 +539,9 @@ class Aof:
             "aof_fsyncs": self.fsyncs,
             "aof_torn_bytes": self.torn_bytes,
         }
+
+    def _seal(self) -> None:
+        """Say in the log that all of it is safe. An error here costs only this knowledge."""
+        with suppress(OSError):
+            write_all(self._storage, self._fd, encode_mark(self.seed, self._synced))
+            self._storage.fdatasync(self._fd)

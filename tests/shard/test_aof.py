@@ -20,7 +20,8 @@ from imds.shard import aof as aof_module
 from imds.shard.aof import (
     FORMAT,
     MAGIC,
-    MAX_GAP,
+    MARK,
+    MARK_EVERY,
     SEGMENT_HEADER,
     Aof,
     AofBroken,
@@ -28,6 +29,8 @@ from imds.shard.aof import (
     AofSyncFailed,
     AofWriteError,
     create_segment,
+    encode_mark,
+    read_mark,
     segment_name,
 )
 from imds.shard.record import HEADER, RecordEncoder, each_effect
@@ -217,11 +220,12 @@ def test_unknown_policy(tmp_path):
 
 
 def ends(path):
-    """Return where each record of a segment ends, the header first."""
+    """Return where each record and each mark of a segment ends, the header first."""
     data = path.read_bytes()
     found = [START]
     while found[-1] < len(data):
-        found.append(found[-1] + HEADER.size + HEADER.unpack_from(data, found[-1])[1])
+        length = HEADER.unpack_from(data, found[-1])[1]
+        found.append(found[-1] + HEADER.size + (0 if length == MARK else length))
     return found
 
 
@@ -253,29 +257,49 @@ def test_cut_at_every_byte(tmp_path, caplog):
 
 
 def test_every_byte_flipped(tmp_path):
-    """Whatever bit is wrong: the log is refused as it is, or only its last record is lost, and said so."""
+    """Whatever bit is wrong: the log is refused as it is, or all that is lost is the last mark."""
     source = tmp_path / "source"
     source.mkdir()
     path = write(source, EFFECTS)
-    data, marks = path.read_bytes(), ends(path)
+    data, stops = path.read_bytes(), ends(path)
     directory = tmp_path / "flipped"
     directory.mkdir()
     for byte, bit in product(range(len(data)), (0, 7)):
         flipped = bytearray(data)
         flipped[byte] ^= 1 << bit
         (directory / path.name).write_bytes(flipped)
-        if byte >= marks[-2]:
-            assert read(directory) == (EFFECTS[:-1], len(data) - marks[-2])
-            saved = directory / f"{path.name}.torn-{marks[-2]}"
-            assert saved.read_bytes() == flipped[marks[-2] :]
+        if byte >= stops[-2]:
+            assert read(directory) == (EFFECTS, HEADER.size)
+            saved = directory / f"{path.name}.torn-{stops[-2]}"
+            assert saved.read_bytes() == flipped[stops[-2] :]
             saved.unlink()
         else:
             with pytest.raises(AofDamaged) as caught:
                 read(directory)
-            record = max((mark for mark in marks if mark <= byte), default=0)
+            record = max((stop for stop in stops if stop <= byte), default=0)
             assert caught.value.offset == record if byte >= START else caught.value.offset < START
             assert caught.value.path == directory / path.name
             assert picture(directory) == {path.name: bytes(flipped)}
+
+
+def test_every_byte_flipped_that_no_mark_speaks_for(tmp_path):
+    """As a power cut may leave it, with whole records after the hole: what is before the hole counts."""
+    source = tmp_path / "source"
+    source.mkdir()
+    path = write(source, EFFECTS)
+    stops = ends(path)[:-1]
+    data = path.read_bytes()[: stops[-1]]
+    directory = tmp_path / "flipped"
+    directory.mkdir()
+    for byte in range(START, len(data)):
+        flipped = bytearray(data)
+        flipped[byte] ^= 1
+        (directory / path.name).write_bytes(flipped)
+        record = max(stop for stop in stops if stop <= byte)
+        assert read(directory) == (EFFECTS[: stops.index(record)], len(data) - record)
+        saved = directory / f"{path.name}.torn-{record}"
+        assert saved.read_bytes() == flipped[record:]
+        saved.unlink()
 
 
 @pytest.mark.parametrize("tail", [b"\0", b"\0" * 19, b"\0" * 5000, b"\xff" * 300, b"garbage" * 100])
@@ -419,67 +443,23 @@ def refused(directory, offset, *words):
 
 @pytest.mark.parametrize("junk", [0, 1, 7, 21, 300])
 @pytest.mark.parametrize("fill", [0, 255, None])
-def test_record_after_damage_is_found_anywhere(tmp_path, monkeypatch, junk, fill):
+def test_mark_after_damage_is_found_anywhere(tmp_path, monkeypatch, junk, fill):
     """Also where the search's windows meet: they are made as small as they can be."""
     monkeypatch.setattr(aof_module, "_WINDOW", 16)
     path = write(tmp_path, EFFECTS)
-    data, marks = path.read_bytes(), ends(path)
+    data, stops = path.read_bytes(), ends(path)
     filling = random.Random(junk).randbytes(junk) if fill is None else bytes([fill]) * junk
     for shift in range(16):
-        path.write_bytes(data[: marks[2]] + b"\xee" * shift + filling + data[marks[3] :])
-        follows = marks[2] + shift + len(filling)
-        refused(tmp_path, marks[2], str(path), f"good record follows at byte {follows}")
+        path.write_bytes(data[: stops[2]] + b"\xee" * shift + filling + data[stops[3] :])
+        says = stops[-2] - stops[3] + stops[2] + shift + len(filling)
+        refused(tmp_path, stops[2], str(path), f"up to byte {stops[-2]} was safe, says byte {says}")
 
 
 def test_zeros_in_the_middle(tmp_path):
     path = write(tmp_path, EFFECTS)
-    data, marks = path.read_bytes(), ends(path)
-    path.write_bytes(data[: marks[1]] + bytes(marks[3] - marks[1]) + data[marks[3] :])
-    refused(tmp_path, marks[1], f"byte {marks[3]}")
-
-
-@pytest.mark.parametrize("first", [1, 255, 256, 1 << 24, (1 << 32) - 2, (1 << 56) + 1])
-def test_search_at_any_sequence_number(tmp_path, first):
-    """The leading bytes that the search looks for depend on the numbers."""
-    create_segment(FAST, tmp_path, shard=0, generation=1, sequence=first)
-    path = tmp_path / segment_name(1)
-    aof = opened(tmp_path)
-    aof.sequence = first
-    load(aof)
-    append(aof, EFFECTS)
-    aof.close()
-    data, marks = path.read_bytes(), ends(path)
-    for lost in range(4):
-        path.write_bytes(data[: marks[lost]] + bytes(5) + data[marks[lost + 1] :])
-        aof = opened(tmp_path)
-        aof.sequence = first
-        with pytest.raises(AofDamaged, match=f"byte {marks[lost] + 5}"):
-            load(aof)
-
-
-@pytest.mark.parametrize("first", [1, 255, 1 << 24, 1 << 56])
-def test_junk_before_a_record_that_was_expected(tmp_path, first):
-    create_segment(FAST, tmp_path, shard=0, generation=1, sequence=first)
-    path = tmp_path / segment_name(1)
-    aof = opened(tmp_path)
-    aof.sequence = first
-    load(aof)
-    append(aof, [b"x"])
-    aof.close()
-    data = path.read_bytes()
-    path.write_bytes(data[:START] + b"junk" + data[START:])
-    aof = opened(tmp_path)
-    aof.sequence = first
-    with pytest.raises(AofDamaged, match=f"byte {START + 4}"):
-        load(aof)
-
-
-def test_search_looks_at_hits_that_overlap(tmp_path):
-    """Before the number 0x104 stands a length that ends in a zero: one byte early it looks like a number."""
-    path = write(tmp_path, [b"x" * 256] * 0x104)
-    data, marks = path.read_bytes(), ends(path)
-    path.write_bytes(data[: marks[-3]] + b"\xee" * 7 + data[marks[-2] :])
-    refused(tmp_path, marks[-3], f"byte {marks[-3] + 7}")
+    data, stops = path.read_bytes(), ends(path)
+    path.write_bytes(data[: stops[1]] + bytes(stops[3] - stops[1]) + data[stops[3] :])
+    refused(tmp_path, stops[1], f"says byte {stops[-2]}")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -490,22 +470,110 @@ def test_missing_records(tmp_path, count):
     refused(tmp_path, marks[1], f"sequence number {2 + count}, expected 2")
 
 
-def test_gap_at_the_very_end_is_no_torn_tail(tmp_path):
-    """One good record with a far too high number is all that is left of what was lost before it."""
-    aof, _ = loaded(tmp_path)
-    append(aof, EFFECTS[:2])
-    size = aof.disk_bytes()
-    aof.sequence += 10 * MAX_GAP
-    append(aof, EFFECTS[3:4])
-    aof.close()
-    refused(tmp_path, size, f"expected 3, and a good record follows at byte {size}")
-
-
 def test_record_twice(tmp_path):
+    """The second one was never confirmed to be on the disk."""
     path = write(tmp_path, EFFECTS)
-    data, marks = path.read_bytes(), ends(path)
-    path.write_bytes(data + data[marks[4] :])
-    refused(tmp_path, len(data), "sequence number 5, expected 6")
+    data, stops = path.read_bytes(), ends(path)
+    path.write_bytes(data + data[stops[4] :])
+    assert read(tmp_path) == (EFFECTS, len(data) - stops[4])
+
+
+# -- marks -----------------------------------------------------------------------------------------------
+
+
+def marks(path):
+    """Return (offset, position) of each mark in a segment."""
+    data = path.read_bytes()
+    seed = SEGMENT_HEADER.unpack_from(data)[4]
+    found = [(stop, read_mark(data[stop:], seed)) for stop in ends(path)]
+    return [(stop, position) for stop, position in found if position is not None]
+
+
+def test_mark_bytes():
+    mark = encode_mark(5, 0x0102030405)
+    assert mark[8:] == b"\xff\xff\xff\xff" + b"\0\0\0\1\2\3\4\5"
+    assert len(mark) == HEADER.size
+    assert read_mark(mark, 5) == read_mark(mark + b"tail", 5) == 0x0102030405
+    assert read_mark(mark, 6) is None
+    for size in range(len(mark)):
+        assert read_mark(mark[:size], 5) is None
+    for byte in range(len(mark)):
+        assert read_mark(mark[:byte] + bytes([mark[byte] ^ 1]) + mark[byte + 1 :], 5) is None
+
+
+def test_close_marks_what_it_has_synced(tmp_path):
+    path = write(tmp_path, EFFECTS)
+    size = path.stat().st_size - HEADER.size
+    assert marks(path) == [(size, size)]
+
+
+def test_opening_and_closing_writes_nothing(tmp_path):
+    write(tmp_path, EFFECTS)
+    before = picture(tmp_path)
+    for policy in ("no", "always", "everysec"):
+        aof, _ = loaded(tmp_path, policy)
+        aof.close()
+        assert picture(tmp_path) == before
+
+
+def test_marks_speak_of_what_was_synced_before_them(tmp_path):
+    """Under always: now and then, each about all that came before it."""
+    aof, _ = loaded(tmp_path, "always")
+    path, effects = aof.segments()[-1], [b"x" * 500] * 40
+    for effect in effects:
+        append(aof, [effect])
+        aof.sync()
+    found = marks(path)
+    assert found
+    assert all(offset == position for offset, position in found)
+    spoken_for = [START, *(position for _, position in found)]
+    gaps = [end - start for start, end in zip(spoken_for, [*spoken_for[1:], aof.disk_bytes()], strict=True)]
+    assert all(MARK_EVERY <= gap < MARK_EVERY + 600 for gap in gaps[:-1])
+    assert gaps[-1] < MARK_EVERY + 600
+    aof.close()
+    assert read(tmp_path, chunk=1000) == (effects, 0)
+
+
+def test_no_mark_without_a_sync(tmp_path):
+    aof, _ = loaded(tmp_path, "no")
+    path = aof.segments()[-1]
+    for _ in range(40):
+        append(aof, [b"x" * 500])
+        aof.sync()
+    assert marks(path) == []
+    aof.flush()
+    size = aof.disk_bytes()
+    append(aof, [b"one"])
+    append(aof, [b"two"])
+    assert marks(path) == [(size, size)]
+    aof.close()
+
+
+def test_failed_append_takes_its_mark_back(tmp_path):
+    class Full(Fast):
+        full = False
+
+        def write(self, fd, data):
+            if self.full:
+                super().write(fd, data[:30])
+                raise OSError(errno.ENOSPC, "full")
+            return super().write(fd, data)
+
+    storage = Full()
+    aof, _ = loaded(tmp_path, "always", storage)
+    path = aof.segments()[-1]
+    append(aof, [b"x" * MARK_EVERY])
+    aof.sync()
+    size = aof.disk_bytes()
+    storage.full = True
+    with pytest.raises(AofWriteError):
+        append(aof, [b"no"])
+    assert aof.disk_bytes() == size
+    storage.full = False
+    append(aof, [b"yes"])
+    assert marks(path) == [(size, size)]
+    aof.close()
+    assert read(tmp_path) == ([b"x" * MARK_EVERY, b"yes"], 0)
 
 
 def test_record_of_another_log_is_no_record(tmp_path):
@@ -545,6 +613,8 @@ def test_only_the_last_segment_may_be_torn(tmp_path):
     first, second = two_segments(tmp_path)
     whole = first.read_bytes()
     first.write_bytes(whole[:-1])
+    refused(tmp_path, len(whole) - HEADER.size, "later segment")
+    first.write_bytes(whole[: -1 - HEADER.size])
     refused(tmp_path, ends_before(whole, 3), "later segment")
     first.write_bytes(whole[:10])
     refused(tmp_path, 0, "later segment")
@@ -811,8 +881,9 @@ def test_always_syncs_once_for_each_batch(tmp_path):
         assert storage.count == batch + 1
         assert aof.stats()["aof_unsynced_bytes"] == 0
         assert aof.unsynced_seconds == 0
-    aof.close()
     assert storage.count == aof.stats()["aof_fsyncs"] == 3
+    aof.close()
+    assert storage.count == 4  # for the mark
 
 
 def test_no_syncs_at_the_end_only(tmp_path):
@@ -826,7 +897,7 @@ def test_no_syncs_at_the_end_only(tmp_path):
     append(aof, EFFECTS)
     aof.close()
     aof.close()
-    assert storage.count == 2
+    assert storage.count == 3  # for the data, and for the mark that says so
 
 
 def test_everysec_syncs_when_there_is_something(tmp_path, monkeypatch):
@@ -841,7 +912,7 @@ def test_everysec_syncs_when_there_is_something(tmp_path, monkeypatch):
             assert not storage.started.acquire(timeout=0.01)
     assert storage.count == 3
     aof.close()
-    assert storage.count == 3
+    assert storage.count == 4  # for the mark
     assert not [thread for thread in threading.enumerate() if thread.name == "aof-sync"]
 
 
@@ -856,7 +927,8 @@ def test_everysec_does_not_wait_for_a_sync_that_runs(tmp_path, monkeypatch):
     storage.go.set()
     aof.close()
     assert aof.stats()["aof_unsynced_bytes"] == 0
-    assert storage.count == 2  # the second append is not covered by the sync that had begun
+    # The second append is not covered by the sync that had begun; and there is the mark.
+    assert storage.count == 3
 
 
 def test_everysec_holds_appends_back_when_the_disk_is_late(tmp_path, monkeypatch):
