@@ -32,6 +32,7 @@ import logging
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from secrets import randbits
 from typing import Any
@@ -111,11 +112,8 @@ class DataDir:
 
     @classmethod
     def _open(cls, path: Path, shards: int, storage: Storage, lock_wait: float) -> DataDir:
-        try:
+        with suppress(FileExistsError):
             storage.mkdir(path)
-            storage.fsync_dir(path.parent)
-        except FileExistsError:
-            pass
         _survey(path, storage)  # before the first thing is changed: is this ours at all?
         lock_fd = _lock(path, storage, lock_wait)
         try:
@@ -128,8 +126,14 @@ class DataDir:
             datadir = cls(path, lock_fd, generation, slots, storage)
             if found:
                 datadir._check_generation()
+                # The manifest may have been renamed by a process that was killed right then: it has to be
+                # on the disk before anything that an older one names is removed, or written to.
+                storage.fsync_dir(path)
             datadir._remove_leftovers()
             if not found:
+                # Also where we found the directory: whoever made it may have been killed before this.
+                with suppress(PermissionError):  # then it is somebody else's, and has been there for long
+                    storage.fsync_dir(path.parent)
                 datadir.make_generation(1, shards)
                 datadir.commit(1, slots)
                 log.info("%s: made with %d shards", path, shards)
