@@ -284,9 +284,9 @@ class TestPipe:
     def test_reader_that_has_seen_enough(self, server):
         """No traceback when the output's reader goes away."""
         command = [sys.executable, "-m", "imds.cli", "-p", str(server.port)]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        with subprocess.Popen(command, **pipes, text=True, env=buffered) as process:
             process.stdin.write("set a 1\n")
             process.stdin.flush()
             assert process.stdout.readline() == "OK\n"

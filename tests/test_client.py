@@ -19,7 +19,7 @@ from interrupts import heeded
 
 import imds
 from imds import Client
-from imds.client import parse_pairs
+from imds.client import _Connection, parse_pairs
 from imds.protocol import ERROR, LIST, MAX_REQUEST, MAX_TOKENS, MISSING, OK, encode_list, encode_response
 
 
@@ -364,6 +364,16 @@ class TestBrokenConnections:
             assert client.get("k") is None
             refused.set()
             assert client.connects == 2
+
+    def test_error_before_the_end_of_a_connection_that_takes_no_more(self):
+        """Sending fails, and the reason is there to be read."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.send(encode_response(ERROR, b"ERR too many clients"))
+        ours.setblocking(False)
+        with ours:
+            replies = _Connection(ours).exchange(b"request", 1, 5)
+        assert replies == [(ERROR, b"ERR too many clients")]
 
     def test_pipeline_that_ends_after_an_error(self):
         def refuse(peer):

@@ -118,6 +118,7 @@ def test_any_map_survives_its_ranges(shards, runs):
         pytest.param([(0, 8192, 0), (8192, 16383, 1)], id="overlap"),
         pytest.param([(0, 8192, 0), (8192, 16382, 1)], id="overlap that makes up for the missing end"),
         pytest.param([(0, 8190, 0), (8192, 16383, 1), (8191, 8191, 0)], id="gap that is filled later"),
+        pytest.param([(0, 8190, 0), (8192, 16383, 1), (16383, 16383, 1)], id="gap that is made up for"),
         pytest.param([(8192, 16383, 1), (0, 8191, 0)], id="order"),
         pytest.param([(0, 8191, 0), (8192, 16384, 1)], id="past the last slot"),
         pytest.param([(0, 8191, 0), (8192, 8191, 1), (8192, 16383, 1)], id="backwards"),
