@@ -47,6 +47,7 @@ RECEIVE_LINK = 1 << 18  # bytes taken from a shard per wake-up
 _UNKNOWN_COMMAND = encode_error(UNKNOWN_COMMAND)
 _WRONG_ARITY = encode_error(WRONG_ARITY)
 _UNKNOWN_OUTCOME = encode_error("UNKNOWN the shard died: the write may or may not have been applied")
+_NEVER_UP = encode_error("SHARDDOWN the shard has not been reached yet")
 _RETRY = encode_error("RETRY the shard died: the request was not applied")
 
 _read_u32 = U32.unpack_from
@@ -155,6 +156,7 @@ class Switch:
         backlog_limit: int = 1 << 20,
         first_ticket: int = 0,
     ) -> None:
+        check_limits(max_tokens, max_request)
         self.shards = slots.shards
         self._owners = slots.owners
         self._seed = slots.seed
@@ -162,7 +164,7 @@ class Switch:
         self._max_request = max_request
         self._backlog_limit = backlog_limit
         self._first_ticket = first_ticket
-        self._links = [Link(b"", first_ticket) for _ in range(slots.shards)]
+        self._links = [Link(_NEVER_UP, first_ticket) for _ in range(slots.shards)]
         self._heads = _heads(max_tokens)
 
     # -- clients ----------------------------------------------------------------------------------
@@ -183,6 +185,7 @@ class Switch:
 
     def refuse(self, client: Client, reply: bytes) -> None:
         """Answer a client by ``reply``, whatever it sends from now on, and take nothing more from it."""
+        check_reply(reply)
         self._dispatch(client, [reply], {})
         client.rest.clear()
         client.closing = True
@@ -300,6 +303,7 @@ class Switch:
 
     def answer(self, turn: Turn, reply: bytes) -> Client | None:
         """Give the reply to a request that :meth:`feed` returned; return the client if it has output now."""
+        check_reply(reply)
         turn.replies[0] = reply
         turn.missing = 0
         client = turn.client
@@ -352,6 +356,7 @@ class Switch:
         been applied: UNKNOWN. Everything else surely was not, or changes nothing: RETRY. Returns the
         clients that have output, and the tokens of the questions that will not be answered.
         """
+        check_reply(reply)
         link = self._links[shard]
         self._links[shard] = Link(reply, self._first_ticket)
         touched, lost = link.touched, link.lost
@@ -372,6 +377,7 @@ class Switch:
 
     def set_down_reply(self, shard: int, reply: bytes) -> None:
         """Change what the keys of a shard that is down are answered."""
+        check_reply(reply)
         if self._links[shard].down is not None:
             self._links[shard].down = reply
 
@@ -506,6 +512,18 @@ class Switch:
 
 
 _NOBODY: tuple[Question, list[Place], int] = (Question(None), [], 0)
+
+
+def check_limits(max_tokens: int, max_request: int) -> None:
+    """Raise ValueError for limits under which a turn's envelopes might not fit their length field."""
+    if not 0 <= max_tokens < 1 << 32 or not 0 <= max_request <= 1 << 31:
+        raise ValueError(f"limits of {max_tokens} tokens and {max_request} bytes")
+
+
+def check_reply(reply: bytes) -> None:
+    """Raise ValueError unless ``reply`` is one whole response frame."""
+    if len(reply) < 4 or len(reply) != 4 + _read_u32(reply)[0]:
+        raise ValueError(f"not a response frame: {reply[:64]!r}")
 
 
 def _heads(max_tokens: int) -> dict[bytes, tuple[Command, int]]:

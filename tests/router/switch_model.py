@@ -264,7 +264,7 @@ class Model:
         self.links[shard] = ModelLink(down=None)
 
 
-FAULTS = ["ticket", "count", "extra", "short", "cut", "length", "reply"]
+FAULTS = ["ticket", "count", "fewer", "more", "extra", "short", "cut", "length", "reply"]
 
 
 def false_envelope(fault: str, shard: int, expected: Envelope | None) -> bytes:
@@ -278,6 +278,10 @@ def false_envelope(fault: str, shard: int, expected: Envelope | None) -> bytes:
             ticket ^= 0x80000000
         case "count":
             count += 1 << 31
+        case "fewer":
+            count, body = count - 1, b"".join(replies[:-1])
+        case "more":
+            count, body = count + 1, body + response(0, b"")
         case "extra":
             body += response(0, b"")
         case "short":

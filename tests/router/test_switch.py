@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import socket
 import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
+import psutil
 import pytest
 from switch_model import (
     DOWN,
@@ -238,6 +240,12 @@ def test_a_malformed_frame_is_the_last_thing_answered(
                 assert bench.output(client) == shard_reply(0, good) + error(text)
                 assert bench.switch.feed(client, good) == []
                 assert client.inflight == 0
+        if tokens == 3:  # whole frames over a limit, of commands that are known
+            for bad, text in ((request(b"zadd", one, b"1", b"m"), many), (request(b"get", b"k" * 86), long)):
+                client = bench.switch.attach(None)
+                bench.switch.feed(client, good + bad + good)
+                bench.serve(0)
+                assert bench.output(client) == shard_reply(0, good) + error(text)
         fits = (
             request(b"set", one, b"v" * (size - 22 - len(one))) if size < 1000 else request(*[b""] * tokens)
         )
@@ -385,6 +393,44 @@ def test_a_client_that_is_gone_gets_nothing(bench: Bench) -> None:
     assert gone.inflight == 0
 
 
+def test_what_is_not_one_reply_is_not_taken(bench: Bench) -> None:
+    client = bench.switch.attach(None)
+    ((turn, _),) = bench.switch.feed(client, request(b"stats"))
+    bench.switch.drop_link(1, DOWN)
+    for bad in (b"", b"\0\0\0", DOWN[:-1], DOWN + b"x", DOWN + DOWN):
+        with pytest.raises(ValueError, match="frame"):
+            bench.switch.answer(turn, bad)
+        with pytest.raises(ValueError, match="frame"):
+            bench.switch.refuse(client, bad)
+        with pytest.raises(ValueError, match="frame"):
+            bench.switch.drop_link(0, bad)
+        with pytest.raises(ValueError, match="frame"):
+            bench.switch.set_down_reply(1, bad)
+    assert bench.switch.is_up(0)
+    assert not client.closing
+    assert bench.switch.answer(turn, DOWN) is client
+    assert bench.output(client) == DOWN
+
+
+def test_before_a_shard_is_up(switch_class: type[twin.Switch]) -> None:
+    switch = switch_class(slot_map(1))
+    client = switch.attach(None)
+    switch.feed(client, request(b"get", b"key"))
+    with Wire() as wire:
+        assert switch.flush(client, wire.fd) == 0
+        assert wire.take()[8:].startswith(b"SHARDDOWN ")
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_tokens": 1 << 32}, {"max_request": (1 << 31) + 1}, {"max_tokens": -1}]
+)
+def test_limits_that_the_envelope_could_not_carry(
+    switch_class: type[twin.Switch], limits: dict[str, int]
+) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        switch_class(slot_map(1), **limits)
+
+
 def test_refuse(bench: Bench) -> None:
     client, get = bench.switch.attach(None), request(b"get", bench.keys[0])
     bench.switch.feed(client, get + b"\0")
@@ -510,9 +556,30 @@ def test_large_values_by_small_pieces(bench: Bench) -> None:
 # -- bounds ----------------------------------------------------------------------------------------
 
 
+class _Mallinfo2(ctypes.Structure):
+    # glibc's struct mallinfo2
+    _names: ClassVar = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_: ClassVar = [(name, ctypes.c_size_t) for name in _names.split()]
+
+
+def in_c_memory() -> int:
+    """Return the bytes that malloc has given out, or what comes nearest to it."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return psutil.Process().memory_info().rss
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return info.uordblks + info.hblkhd  # type: ignore[no-any-return]
+
+
 @pytest.fixture
-def traced() -> Iterator[Callable[[], int]]:
+def traced(variant: Any) -> Iterator[Callable[[], int]]:
     """Return a function that gives the bytes allocated since the test began."""
+    if variant.name == "compiled":
+        before = in_c_memory()
+        yield lambda: in_c_memory() - before
+        return
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     yield lambda: tracemalloc.get_traced_memory()[0] - before

@@ -410,7 +410,7 @@ class Traffic(RuleBasedStateMachine):
                 moved = sum(self.flush_client(pair, 1 << 20) for pair in self.clients)
                 for link in self.links:
                     if link.wire is not None:
-                        moved += self.flush_one(link, 1 << 20)
+                        moved += self.flush_one(link, 1 << 20) + len(link.replies)
                         self.merge_some(link, 1 << 20)
             for pair in self.clients:
                 assert not pair.switched.inflight
