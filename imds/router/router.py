@@ -167,6 +167,8 @@ class Router:
                     self._selector.unregister(listener)
 
     def _on_accept(self, listener: socket.socket) -> None:
+        if not self._accepting:
+            return  # draining began earlier in this turn
         for _ in range(ACCEPTS):
             try:
                 sock, _address = listener.accept()
