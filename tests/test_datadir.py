@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 from failing_storage import OPERATIONS, Crash, FailingStorage, FastStorage
@@ -154,11 +155,10 @@ def test_parent_must_exist_and_files_are_no_directories(tmp_path):
 def test_descriptors_are_given_back(tmp_path):
     path = tmp_path / "data"
     make(path)
-    (path / MANIFEST).rename(tmp_path / "kept")
-    (path / "gen-000001" / "shard-000" / segment_name(1)).write_bytes(bytes(65))
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    refused(path)
-    (tmp_path / "kept").rename(path / MANIFEST)
+    (path / "gen-000001" / "shard-001").rename(tmp_path / "kept")  # seen only after the lock is taken
+    refused(path, "is missing")
+    (tmp_path / "kept").rename(path / "gen-000001" / "shard-001")
     with DataDir.open(path, 3, FAST) as datadir:
         datadir.close()
     assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
@@ -419,20 +419,25 @@ def test_killed_holder(tmp_path):
     make(path, 2)
 
 
-def test_children_of_a_killed_holder_keep_it_locked_until_they_end(tmp_path):
+def test_children_of_a_killed_holder_keep_it_locked_until_they_end(tmp_path, monkeypatch):
     path = tmp_path / "data"
     with holder(path, "child") as supervisor:
         supervisor.send_signal(signal.SIGKILL)
         supervisor.wait(30)
         refused(path, "in use by what is left of an imds server", f"pid {supervisor.pid}, gone")
         # An open that waits gets it as soon as the last child has ended.
-        waiting = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-        )
-        with waiting:
-            supervisor.stdin.close()
-            assert waiting.stdout.readline() == "open\n"
-        assert waiting.returncode == 0
+        waits = []
+
+        def wait(seconds):
+            waits.append(seconds)
+            if len(waits) == 3:
+                supervisor.stdin.close()
+            sleep(seconds)
+
+        sleep = time.sleep
+        monkeypatch.setattr("imds.datadir.time.sleep", wait)
+        DataDir.open(path, 2, FAST, lock_wait=60).close()
+        assert len(waits) >= 3
 
 
 def test_lock_is_inherited_and_given_up_by_close(tmp_path):

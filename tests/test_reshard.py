@@ -303,6 +303,9 @@ def test_error_at_every_operation(template, tmp_path, monkeypatch):
     error = OSError(errno.ENOSPC, "No space left on device")
     told = set()
     for path, storage, outcome in interrupted(template, tmp_path, error):
+        before, hit = storage.calls[: storage.at - 1], storage.calls[storage.at - 1 : storage.at]
+        if hit and hit[0][0] == "fdatasync" and hit[0] not in before:
+            assert isinstance(outcome, DataDirError)  # a log that is not synced is never made the data
         if isinstance(outcome, DataDirError):
             told.add(str(outcome).replace(str(path), "DIR"))
             if "gen-000002" in str(storage.calls[storage.at - 1]):

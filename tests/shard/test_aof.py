@@ -925,6 +925,7 @@ def test_everysec_does_not_wait_for_a_sync_that_runs(tmp_path, monkeypatch):
     append(aof, EFFECTS)  # well under MAX_LAG
     assert aof.stats()["aof_unsynced_bytes"] == aof.disk_bytes() - START
     storage.go.set()
+    assert storage.started.acquire(timeout=30)  # the second append has not been forgotten
     aof.close()
     assert aof.stats()["aof_unsynced_bytes"] == 0
     # The second append is not covered by the sync that had begun; and there is the mark.
