@@ -42,6 +42,10 @@ class Storage:
         """Write the start of ``data`` and return how many bytes were taken."""
         return os.write(fd, data)
 
+    def write_at(self, fd: int, data: Buffer, offset: int) -> int:
+        """The same at ``offset``, for a file that was not opened to append."""
+        return os.pwrite(fd, data, offset)
+
     def truncate(self, fd: int, size: int) -> None:
         """Make the file ``size`` bytes long."""
         os.ftruncate(fd, size)

@@ -235,8 +235,8 @@ class Aof:
             finally:
                 if fd >= 0:
                     storage.close(fd)
+        self._write_again(self._marked)
         self._synced = self._marked
-        # What was read may be in the page cache only, left by a process that was killed.
         if self.policy != "no":
             storage.fdatasync(self._fd)
             self._synced = self._size
@@ -300,6 +300,23 @@ class Aof:
                 yield pos, count
             self._cut(fd, pos, size)
         self._size = pos
+
+    def _write_again(self, offset: int) -> None:
+        """Write what no mark speaks for once more, as it is: it may be in the page cache only.
+
+        If an earlier process died of a failed sync, the system no longer means to write these pages, and a
+        mere sync would succeed and do nothing.
+        """
+        storage = self._storage
+        if offset == self._size:
+            return
+        fd = storage.open(self._path, os.O_WRONLY)
+        try:
+            while offset < self._size:
+                data = storage.read(self._fd, min(_WINDOW, self._size - offset), offset)
+                offset += storage.write_at(fd, data, offset)
+        finally:
+            storage.close(fd)
 
     def _note_mark(self, at: int, position: int) -> None:
         """Remember that a mark at ``at`` speaks for all before ``position``. It needs no mark itself."""
@@ -388,14 +405,15 @@ class Aof:
         if self.failed is not None:
             self._raise_failed()
         synced = self._synced
-        if synced - self._marked >= MARK_EVERY:
+        due = synced - self._marked >= MARK_EVERY
+        if due:
             records = b"".join((encode_mark(self.seed, synced), records))
         try:
             write_all(self._storage, self._fd, records)
         except OSError as error:
             self._take_back()
             raise AofWriteError(self._path, error.errno or errno.EIO) from error
-        if synced - self._marked >= MARK_EVERY:
+        if due:
             self._note_mark(self._size, synced)
         self._appended = True
         self._size += len(records)
