@@ -145,7 +145,8 @@ class DataDir:
     def close(self) -> None:
         """Let go of this process's share of the lock. May be called again."""
         if self.lock_fd >= 0:
-            self.storage.close(self.lock_fd)
+            with suppress(OSError):  # it is closed all the same
+                self.storage.close(self.lock_fd)
             self.lock_fd = -1
 
     def __enter__(self) -> DataDir:
