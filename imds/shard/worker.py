@@ -113,7 +113,11 @@ class Worker:
         """Load the log, serve until told to stop, return the exit code."""
         self._selector.register(self._channel, READ)
         try:
-            self._load()
+            try:
+                self._load()
+            except OSError as error:
+                log.critical("cannot load the log: %s", error)
+                return EXIT_DISK
             while not self._stopping:
                 self._turn(PROBE_EVERY if self._store.readonly else None)
                 if self._store.readonly and time.monotonic() >= self._probe_at:
