@@ -1,0 +1,219 @@
+"""The shard's loop over a disk that tells when it is written and synced, and refuses either."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from failing_storage import FastStorage
+
+from imds.config import Config
+from imds.control import Channel
+from imds.envelope import REPLY, seal
+from imds.process import EXIT_DISK
+from imds.protocol import ERROR, MISSING, OK, decode_response, encode_request
+from imds.shard.aof import Aof, create_segment
+from imds.shard.worker import Worker
+
+DEADLINE = 20
+
+
+class Disk(FastStorage):
+    """Notes each write and sync, and whether a reply had left by then; fails those that ``fails`` names."""
+
+    def __init__(self) -> None:
+        self.router: socket.socket | None = None  # the other end of the worker's link
+        self.events: list[str] = []
+        self.early: list[str] = []  # events that came after a reply
+        self.fails: set[str] = set()
+
+    def _note(self, name: str) -> None:
+        if self.router is None:
+            return
+        self.events.append(name)
+        if select.select([self.router], [], [], 0)[0]:
+            self.early.append(name)
+        if name in self.fails:
+            raise OSError(errno.ENOSPC, "no room")
+
+    def write(self, fd: int, data: bytes) -> int:
+        self._note("write")
+        return super().write(fd, data)
+
+    def fdatasync(self, fd: int) -> None:
+        self._note("sync")
+
+    def truncate(self, fd: int, size: int) -> None:
+        self._note("truncate")
+        super().truncate(fd, size)
+
+
+class Shard:
+    """A worker in a thread, and the router's end of a link to it."""
+
+    def __init__(self, directory: Path, policy: str) -> None:
+        self.disk = Disk()
+        create_segment(self.disk, directory, shard=0, generation=1)
+        self.aof = Aof(directory, shard=0, generation=1, policy=policy, storage=self.disk)
+        self.control, theirs = Channel.pair()
+        self.exit_code: int | None = None
+        self.worker = Worker(Config(appendfsync=policy), 0, self.aof, Channel(theirs))
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        self.router, shard_end = socket.socketpair()
+        self.router.settimeout(DEADLINE)
+        with shard_end:
+            self.control.send("link", (shard_end.fileno(),), router=0)
+        self.ticket = 0
+        while not any(message["kind"] == "ready" for message, _ in self.control.receive()):
+            assert select.select([self.control], [], [], DEADLINE)[0]
+        self.disk.router = self.router
+
+    def _run(self) -> None:
+        self.exit_code = self.worker.run()
+
+    def send(self, *requests: tuple[bytes, ...]) -> None:
+        """Send one envelope."""
+        frames = b"".join(encode_request(tokens) for tokens in requests)
+        self.router.sendall(seal(self.ticket, len(requests), frames))
+        self.ticket += 1
+
+    def ask(self, *requests: tuple[bytes, ...]) -> list[tuple[int, bytes]]:
+        """Send one envelope and return the replies to it."""
+        self.send(*requests)
+        length, ticket, count = REPLY.unpack(self._receive(REPLY.size))
+        assert (ticket, count) == (self.ticket - 1, len(requests))
+        body, position, found = self._receive(length - 8), 0, []
+        while decoded := decode_response(body, position):
+            status, payload, position = decoded
+            found.append((status, payload))
+        assert position == len(body)
+        return found
+
+    def _receive(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            chunk = self.router.recv(size - len(data))
+            assert chunk, "the link has ended"
+            data += chunk
+        return data
+
+    def ended(self) -> int | None:
+        """Return the exit code of a worker that is about to end; nothing may have been replied since."""
+        assert self.router.recv(1) == b"", "a reply although nobody knows what is on the disk"
+        self.thread.join(DEADLINE)
+        assert not self.thread.is_alive()
+        return self.exit_code
+
+    def stop(self) -> None:
+        self.disk.fails.clear()
+        self.control.send("stop")
+        self.thread.join(DEADLINE)
+        assert not self.thread.is_alive()
+        self.router.close()
+        self.control.close()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Iterator[dict[str, Shard]]:
+    """Return a running shard for each fsync policy."""
+    made = {}
+    for policy in ("always", "everysec", "no"):
+        (tmp_path / policy).mkdir()
+        made[policy] = Shard(tmp_path / policy, policy)
+    yield made
+    for shard in made.values():
+        shard.stop()
+
+
+def test_a_write_is_in_the_file_before_its_reply_leaves(shards: dict[str, Shard]) -> None:
+    for policy, shard in shards.items():
+        for number in range(5):
+            shard.disk.events.clear()
+            assert shard.ask(
+                (b"set", b"key", b"%d" % number), (b"get", b"key"), (b"zadd", b"z", b"1", b"m")
+            ) == [
+                (OK, b"OK"),
+                (OK, b"%d" % number),
+                (OK, b"OK"),
+            ]
+            events = list(shard.disk.events)
+            assert events[0] == "write", policy
+            assert events.count("write") == 1, "one write for the whole batch"
+            if policy == "always":
+                assert events == ["write", "sync"], "one sync, and the reply after it"
+        assert "write" not in shard.disk.early
+        assert policy != "always" or not shard.disk.early
+
+
+def test_reads_touch_no_disk(shards: dict[str, Shard]) -> None:
+    for shard in shards.values():
+        assert shard.ask((b"get", b"key"), (b"del", b"key"), (b"zrank", b"z", b"m")) == [(MISSING, b"")] * 3
+        assert shard.disk.events == []
+
+
+def test_after_a_failed_sync_there_is_no_reply(shards: dict[str, Shard]) -> None:
+    shard = shards["always"]
+    assert shard.ask((b"set", b"key", b"1")) == [(OK, b"OK")]
+    shard.disk.fails = {"sync"}
+    shard.send((b"set", b"key", b"2"), (b"get", b"other"))
+    assert shard.ended() == EXIT_DISK
+
+
+def test_a_sync_that_failed_in_the_background_ends_the_next_write(shards: dict[str, Shard]) -> None:
+    shard = shards["everysec"]
+    shard.disk.fails = {"sync"}
+    assert shard.ask((b"set", b"key", b"1")) == [(OK, b"OK")]
+    end = threading.Event()
+    for _ in range(100 * DEADLINE):
+        if shard.aof.failed is not None:
+            break
+        end.wait(0.01)
+    shard.send((b"set", b"key", b"2"))
+    assert shard.ended() == EXIT_DISK
+
+
+def test_a_refused_write_is_undone_and_said_so(shards: dict[str, Shard]) -> None:
+    for shard in shards.values():
+        assert shard.ask((b"set", b"key", b"old"), (b"zadd", b"z", b"1", b"m")) == [(OK, b"OK")] * 2
+        shard.disk.fails = {"write"}
+        replies = shard.ask(
+            (b"get", b"key"),
+            (b"set", b"key", b"new"),
+            (b"get", b"key"),
+            (b"zrem", b"z", b"m"),
+            (b"zrank", b"z", b"m"),
+            (b"set", b"other", b"new"),
+            (b"get", b"other"),
+        )
+        refused = (ERROR, b"READONLY the log takes no writes: No space left on device (ENOSPC)")
+        assert replies == [
+            (OK, b"old"),
+            refused,
+            (OK, b"old"),
+            refused,
+            (OK, b"0"),
+            refused,
+            (MISSING, b""),
+        ]
+        size = shard.aof.disk_bytes()
+        assert shard.ask((b"set", b"key", b"new")) == [refused]
+        assert shard.aof.disk_bytes() == size
+        shard.disk.fails.clear()
+        for _ in range(100 * DEADLINE):  # until the probe has found that the disk takes writes
+            if shard.ask((b"set", b"key", b"new")) == [(OK, b"OK")]:
+                break
+            threading.Event().wait(0.01)
+        assert shard.ask((b"get", b"key"), (b"get", b"other")) == [(OK, b"new"), (MISSING, b"")]
+
+
+def test_a_refused_write_that_cannot_be_taken_back_ends_the_shard(shards: dict[str, Shard]) -> None:
+    for shard in shards.values():
+        shard.disk.fails = {"write", "truncate"}
+        shard.send((b"set", b"key", b"value"))
+        assert shard.ended() == EXIT_DISK
