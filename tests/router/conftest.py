@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -11,3 +13,8 @@ from imds.router import switch as twin
 def switch_class(variant: Any) -> type[twin.Switch]:
     """The switch of each variant."""
     return variant.pick(twin.Switch, "switch")  # type: ignore[no-any-return]
+
+
+# What is about the compiled switch alone needs one.
+_required = os.environ.get("IMDS_REQUIRE_KERNEL", "") not in ("", "0")
+collect_ignore = [] if _required or find_spec("imds._kernel.switch") else ["test_switch_compiled.py"]
