@@ -132,7 +132,7 @@ def plot(curves: dict[str, Histogram], path: str, title: str) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("share of the requests")
     axes.set_ylabel("answered within, ms")
-    axes.set_title(title)
+    axes.set_title(title, fontsize="small", wrap=True)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

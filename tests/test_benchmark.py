@@ -54,6 +54,9 @@ def test_table() -> None:
     assert [row.split()[0] for row in rows] == ["get", "set", "mixed", "get", "set", "zrank"]
     assert all(len(row) == len(headings) for row in rows)
     assert rows[0].split()[-3:] == ["200", "0", "0"]
+    asked = Counter(tokens[0] for tokens in server.seen)
+    assert asked[b"set"] == 30 + 200 + int(rows[4].split()[-3])  # the preload is made once for all tests
+    assert asked[b"zadd"] == 2 * 5
 
 
 def test_json_of_two_processes_that_preload_together() -> None:
@@ -117,6 +120,8 @@ def test_open_loop_reports_rate_and_delay() -> None:
     (result,) = json.loads(done.stdout)["results"]
     assert (result["ops"], result["rate"], result["unsent"]) == (50, 500.0, 0)
     assert result["send_delay_p99_us"] >= 0
+    # each process sends 25, one every 4 ms, the second one 2 ms after the first
+    assert result["seconds"] >= 0.002 + 24 * 0.004
 
 
 def test_unix_socket(tmp_path: Path) -> None:
