@@ -10,7 +10,7 @@ side is gone: a child then stops.
     supervisor -> shard    link {router} + 1 fd · stop
     supervisor -> router   link {shard, restarts} + 1 fd · down {shard, reason, restarts} · drain
     shard -> supervisor    loading {done, total} · ready {keys, seconds} · refused {reason}
-    router -> supervisor   ready
+    router -> supervisor   ready · distrust {shard}
 """
 
 from __future__ import annotations

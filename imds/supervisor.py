@@ -252,6 +252,10 @@ class Supervisor:
                 child.loaded = message
                 if child.role == "shard" and child.restarts:
                     log.info("%s is back: %d keys in %.2f s", child.name, message["keys"], message["seconds"])
+            elif kind == "distrust":  # it has answered what nobody asked
+                suspect = self._shards[message["shard"]]
+                if suspect.process is not None:
+                    suspect.process.kill()
             elif kind == "loading":
                 log.info("%s: loading, %d %%", child.name, 100 * message["done"] // max(message["total"], 1))
         if channel.closed:

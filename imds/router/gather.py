@@ -29,6 +29,7 @@ class Gather:
 
     turn: Any
     waiting: set[int]
+    silent: set[int]  # shards that owe an earlier answer and have not been asked
     answers: dict[int, bytes] = field(default_factory=dict)
     deadline: float = field(default_factory=lambda: time.monotonic() + PATIENCE)
 
@@ -50,7 +51,7 @@ class Gather:
             elif decoded is not None:
                 code, _, reason = decoded[1].decode(errors="replace").partition(" ")
                 row |= {"state": code.lower(), "reason": reason}
-            elif shard in self.waiting:
+            elif shard in self.waiting or shard in self.silent:
                 row |= {"state": "silent", "reason": f"no answer within {PATIENCE:g} s"}
             else:
                 row |= {"state": "down", "reason": status.note}

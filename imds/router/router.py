@@ -98,6 +98,7 @@ class Router:
         self._lingering: set[Connection] = set()
         self._choked: dict[int, set[Connection]] = {}  # by shard: who waits until its backlog is gone
         self._gathers: set[Gather] = set()
+        self._silent: set[int] = set()  # shards that owe an answer which nobody waits for any more
         self._dirty: dict[Connection, None] = {}  # has output or news; looked at once, at the end of a turn
         self._accepting = False
         self._next_warning = 0.0
@@ -304,8 +305,9 @@ class Router:
         except BlockingIOError:
             return
         except LinkError as error:
-            log.error("%s; its link is closed", error)
+            log.error("%s; it has to start anew", error)
             self._lose(link)
+            self._channel.send("distrust", shard=shard)
             return
         except OSError:
             size = 0
@@ -314,6 +316,8 @@ class Router:
             return
         for client in clients:
             self._dirty[client.owner] = None
+        if answers:
+            self._silent.discard(shard)
         for gather, reply in answers:
             if gather in self._gathers and gather.take(shard, reply):
                 self._finish(gather)
@@ -346,6 +350,7 @@ class Router:
         link.sock.close()
         self._links[shard] = None
         self._statuses[shard].note = "its process has ended"
+        self._silent.discard(shard)
         clients, lost = self._switch.drop_link(shard, self._down_reply(shard))
         for client in clients:
             self._dirty[client.owner] = None
@@ -361,16 +366,18 @@ class Router:
 
     def _ask_all(self, turn: Any, command: Command) -> None:
         shards = {shard for shard, link in enumerate(self._links) if link is not None}
-        gather = Gather(turn, shards)
+        silent = self._silent.copy()  # these are not asked again: their questions would pile up
+        gather = Gather(turn, shards - silent, silent)
         self._gathers.add(gather)
         frame = encode_request([command.name.encode()])
-        for shard in shards:
+        for shard in shards - silent:
             self._switch.ask(shard, frame, gather)
-        if not shards:
+        if not gather.waiting:
             self._finish(gather)
 
     def _finish(self, gather: Gather) -> None:
         self._gathers.discard(gather)
+        self._silent |= gather.waiting
         client = self._switch.answer(gather.turn, gather.stats(self._statuses))
         if client is not None:
             self._dirty[client.owner] = None

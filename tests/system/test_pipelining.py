@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from serving import DEADLINE, Server, converse, receive_replies, replies, request, until
 
-from imds.protocol import ERROR, MISSING, OK, encode_error, encode_response
+from imds.protocol import ERROR, LIST, MISSING, OK, encode_error, encode_response
 
 WRONG_TYPE = encode_error("WRONGTYPE Operation against a key holding the wrong kind of value")
 
@@ -247,7 +247,23 @@ def test_an_answer_of_the_router_waits_for_its_turn(server: Callable[..., Server
         + request(b"get", b"turn")
     )
     got = receive_replies(sock, 6)
-    assert [status for status, _ in got] == [OK, ERROR, 3, OK, ERROR, OK]
+    assert [status for status, _ in got] == [OK, ERROR, LIST, OK, ERROR, OK]
     assert [got[0][1], got[3][1], got[5][1]] == [b"OK", b"1", b"1"]
     until("statistics count it", lambda: sum(row["ops"] for row in one.stats()) >= 3)
+    one.stop()
+
+
+def test_a_stalled_shard_is_not_asked_again_and_again(server: Callable[..., Server]) -> None:
+    """A monitor that asks for hours, or a client that asks often, must not fill the router's memory."""
+    one = server().start("--shards", "2")
+    shard = one.shard(0)
+    before = one.stats()[0]["ops"]
+    os.kill(shard.pid, signal.SIGSTOP)
+    sock = one.connect()
+    for _ in range(3):
+        sock.sendall(request(b"stats") * 100)
+        assert [status for status, _ in receive_replies(sock, 100)] == [LIST] * 100
+    os.kill(shard.pid, signal.SIGCONT)
+    one.wait_up()
+    assert one.stats()[0]["ops"] - before < 200, "each of the 300 was passed on"
     one.stop()

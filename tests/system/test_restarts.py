@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 from serving import DEADLINE, Server, receive_replies, request, until
@@ -187,4 +188,44 @@ def test_all_at_once(server: Callable[..., Server]) -> None:
         writer.check()
     assert all(status == OK for status, _ in [one.client().execute(b"set", b"last", b"word")])
     one.wait_up()
+    one.stop()
+
+
+LIAR = """
+import os, sys
+from pathlib import Path
+
+if "imds-shard-0" in sys.orig_argv:
+    from imds.shard import worker
+
+    flush = worker.Worker._flush
+
+    def lie(self, link):
+        if link.out and Path(os.environ["LIE"]).exists():
+            Path(os.environ["LIE"]).unlink()
+            link.out[4:8] = b"\\xff\\xff\\xff\\xff"  # the ticket
+        flush(self, link)
+
+    worker.Worker._flush = lie
+"""
+
+
+def test_a_shard_that_answers_what_nobody_asked_starts_anew(
+    server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """A ticket that does not fit: the replies reach nobody, and the shard is not left cut off."""
+    (tmp_path / "sitecustomize.py").write_text(LIAR)
+    lie = tmp_path / "lie"
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    one = server().start("--shards", "2", env={"PYTHONPATH": path, "LIE": str(lie)})
+    one.expect(r"shard 0 answered .*; it has to start anew", f"shard 0 {KILLED}; restarting")
+    client, key = one.client(), next(one.keys_of(0))
+    client.set(key, b"before")
+    lie.touch()
+    assert code_of(client.execute(b"set", key, b"after")) == "UNKNOWN"
+    until("it is back", lambda: one.logged("shard 0 is back"))
+    one.wait_up()
+    assert client.get(key) in {b"before", b"after"}
+    assert client.set(key, b"again")
+    assert client.get(key) == b"again"
     one.stop()
