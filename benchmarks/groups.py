@@ -99,6 +99,8 @@ def prepare(
             (by or setup.generator).preload(server, job)
 
 
+PEERS = ("redis", "twemproxy")
+
 # --- the goals ------------------------------------------------------------------------------------
 
 PLAIN_GOALS = {  # test and pipeline: goals beside redis and twemproxy
@@ -150,13 +152,13 @@ def _plain(
         '`--appendfsync no` (written before each reply, synced when the system likes), "imds everysec" '
         "with its default.",
         "imds",
-        ("redis", "twemproxy"),
+        PEERS,
     )
     cells = []
     jobs = []
-    for (test, pipeline), (beside_redis, beside_proxy) in aims.items():
-        row = Row(f"{test}, pipeline {pipeline}", "requests/s")
-        row.goals = {"redis": beside_redis, "twemproxy": beside_proxy}
+    for test, pipeline in PLAIN_GOALS:
+        aim = aims.get((test, pipeline), ())
+        row = Row(f"{test}, pipeline {pipeline}", "requests/s", goals=dict(zip(PEERS, aim, strict=False)))
         job = Job(test, pipeline, keys=setup.size(100_000))
         jobs.append(job)
         for server in servers:
@@ -321,9 +323,6 @@ def _trio(setup: Setup, group: str, stack: ExitStack) -> list[Server]:
         stack.enter_context(setup.redis(group, "redis")),
         stack.enter_context(setup.twemproxy(group)),
     ]
-
-
-PEERS = ("redis", "twemproxy")
 
 
 def connections(setup: Setup) -> Iterator[Section]:

@@ -137,7 +137,7 @@ def measure(options: argparse.Namespace, directory: Path) -> int:
         1 if options.quick else options.rounds,
         0.2 if options.quick else options.seconds,
         1000 if options.quick else 1,
-        options.python,
+        options.python or options.groups == ["python"],
     )
     known = facts(options, setup)
     out = options.out or (directory if options.quick else Path(__file__).parent)
