@@ -1,0 +1,326 @@
+"""A shard's own main function, unchanged, on a simulated disk and clock.
+
+    test (main thread) ── control channel, link: real sockets ──▶ imds.shard.worker.main (a thread)
+                                                                    │ and the threads that it starts
+                                                                    ▼
+                                                                 SimDisk
+
+Nothing of the worker is repeated here. Whatever of its surroundings would make a run differ from the next
+is replaced in every module of the package: threads and locks, clock, selectors, random seeds, signals, and
+the class Storage. What a new module imports under any of these names is replaced in the same way.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import imds.process
+import imds.reshard
+import imds.shard.worker as worker
+import imds.storage
+from campaigns import schedule as sim_threads
+from campaigns.model import Reply, Tokens
+from campaigns.schedule import Schedule, Task
+from campaigns.simdisk import SimCrash, SimDisk
+from imds.config import Config
+from imds.control import Channel
+from imds.datadir import DataDir
+from imds.envelope import REPLY, seal
+from imds.protocol import decode_response, encode_request
+
+DIRECTORY = Path("/data")
+
+
+class Stopped(Exception):
+    """The shard's process has ended; ``code`` is its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the shard ended with exit code {code}")
+        self.code = code
+
+
+class _NoSignals:
+    """imds.process.Signals, with no signal ever."""
+
+    def __init__(self, *_: object, **_names: object) -> None:
+        self._pair = socket.socketpair()
+
+    def fileno(self) -> int:
+        return self._pair[0].fileno()
+
+    def take(self) -> set[object]:
+        return set()
+
+    def close(self) -> None:
+        for sock in self._pair:
+            sock.close()
+
+
+class _Module:
+    """A module of which some names are replaced."""
+
+    def __init__(self, module: ModuleType, **names: Any) -> None:
+        self._module = module
+        self.__dict__.update(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _replacements(sim: Simulation) -> dict[int, Any]:
+    """Return what stands in for each object, by the object's id."""
+    schedule = sim.schedule
+
+    def of(kind: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **names: kind(schedule, *args, **names)
+
+    threads = {name: of(getattr(sim_threads, name)) for name in ("Thread", "Lock", "Condition", "Event")}
+    clock = {
+        "monotonic": lambda: schedule.now,
+        "perf_counter": lambda: schedule.now,
+        "time": lambda: 1e9 + schedule.now,
+        "sleep": schedule.sleep,
+    }
+    by_id: dict[int, Any] = {
+        id(threading): _Module(threading, **threads),
+        id(time): _Module(time, **clock),
+        id(selectors): _Module(selectors, DefaultSelector=of(sim_threads.Selector)),
+        id(secrets.randbits): sim.rng.getrandbits,
+        id(imds.process.Signals): _NoSignals,
+        id(imds.storage.Storage): lambda: sim.disk,
+    }
+    # Logging, signal handlers, scheduling, limits: the process is this test's.
+    by_id |= {id(one): _nothing for one in vars(imds.process).values() if inspect.isfunction(one)}
+    by_id |= {id(getattr(threading, name)): twin for name, twin in threads.items()}
+    by_id |= {id(getattr(time, name)): twin for name, twin in clock.items()}
+    return by_id
+
+
+def _nothing(*_: object, **_names: object) -> None:
+    pass
+
+
+# Every global name of the package that has to be replaced: (the module's names, name, what it really is).
+_Sites = list[tuple[dict[str, Any], str, Any]]
+
+
+def _sites(by_id: dict[int, Any]) -> _Sites:
+    return [
+        (vars(module), name, value)
+        for module_name, module in list(sys.modules.items())
+        if module_name.partition(".")[0] == "imds" and module_name not in ("imds.process", "imds.storage")
+        for name, value in list(vars(module).items())
+        if id(value) in by_id
+    ]
+
+
+_found: tuple[int, _Sites] = (0, [])  # how many modules there were, and what was found in them
+
+
+class Simulation:
+    """One machine from its start to its crash or end: a disk, a clock, threads. Use :func:`simulate`."""
+
+    def __init__(self, disk: SimDisk, rng: random.Random) -> None:
+        self.disk = disk
+        self.rng = rng
+        self.schedule = Schedule(rng)
+        self.shards: list[Shard] = []
+
+    def start_shard(self, config: Config, index: int, datadir: DataDir) -> Shard:
+        """Start the process of a shard; it has not loaded yet."""
+        self.shards.append(Shard(self, config, index, datadir))
+        return self.shards[-1]
+
+    def close(self) -> None:
+        """End every thread where it is."""
+        self.schedule.stop()
+        for shard in self.shards:
+            shard.close()
+
+
+@contextmanager
+def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
+    """Put the package on ``disk`` and on a clock of its own; with ``with``."""
+    global _found
+    sim = Simulation(disk, rng)
+    by_id = _replacements(sim)
+    if _found[0] != len(sys.modules):
+        _found = len(sys.modules), _sites(by_id)
+    sites = _found[1]
+
+    def pause(name: str, path: Path) -> None:
+        sim.schedule.pause()
+
+    before, during = disk.before, disk.during
+    disk.before, disk.during = _then(before, pause), _then(during, pause)
+    try:
+        for names, name, value in sites:
+            names[name] = by_id[id(value)]
+        yield sim
+    finally:
+        try:
+            sim.close()
+        finally:
+            disk.before, disk.during = before, during
+            for names, name, value in sites:
+                names[name] = value
+
+
+def _then(
+    first: Callable[[str, Path], None], second: Callable[[str, Path], None]
+) -> Callable[[str, Path], None]:
+    def both(name: str, path: Path) -> None:
+        first(name, path)
+        second(name, path)
+
+    return both
+
+
+class Link:
+    """A router's end of the stream to a shard: requests go out in envelopes, replies come back in order."""
+
+    def __init__(self, shard: Shard) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        with theirs:
+            shard.channel.send("link", (theirs.fileno(),), router=0)
+        self.sock = ours
+        self.sent: deque[Tokens] = deque()  # what has no reply yet
+        self._shard = shard
+        self._tickets: deque[tuple[int, int]] = deque()
+        self._ticket = 0
+        self._inbox = bytearray()
+
+    def send(self, requests: Sequence[Tokens]) -> None:
+        """Send one envelope."""
+        frames = b"".join(encode_request(tokens) for tokens in requests)
+        data = seal(self._ticket, len(requests), frames)
+        self._tickets.append((self._ticket, len(requests)))
+        self._ticket += 1
+        self.sent.extend(requests)
+        assert self.sock.send(data) == len(data), "the simulated link is full"
+
+    def receive(self) -> list[tuple[Tokens, Reply]]:
+        """Return the requests that have been answered since the last call, with the replies."""
+        try:
+            while data := self.sock.recv(1 << 18):
+                self._inbox += data
+        except OSError:
+            pass
+        found = []
+        while len(self._inbox) >= REPLY.size:
+            length, ticket, count = REPLY.unpack_from(self._inbox)
+            if len(self._inbox) < 4 + length:
+                break
+            assert (ticket, count) == self._tickets.popleft(), "the reply belongs to another envelope"
+            position = REPLY.size
+            for _ in range(count):
+                decoded = decode_response(self._inbox, position)
+                assert decoded is not None
+                status, payload, position = decoded
+                found.append((self.sent.popleft(), (status, bytes(payload))))
+            assert position == 4 + length
+            del self._inbox[:position]
+        return found
+
+    def ask(self, requests: Sequence[Tokens]) -> list[Reply]:
+        """Send the requests and return the replies. Raises Stopped."""
+        assert not self.sent
+        replies: list[Reply] = []
+        for start in range(0, len(requests), 500):
+            part = requests[start : start + 500]
+            self.send(part)
+            got: list[Reply] = []
+            while len(got) < len(part):
+                self._shard.wait(lambda: self._readable())
+                got += [reply for _, reply in self.receive()]
+            replies += got
+        return replies
+
+    def _readable(self) -> bool:
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
+
+
+class Shard:
+    """One process of the shard, seen from the supervisor and the router."""
+
+    def __init__(self, sim: Simulation, config: Config, index: int, datadir: DataDir) -> None:
+        self._sim = sim
+        self.channel, theirs = Channel.pair()
+        directory, generation = datadir.shard_dir(index), datadir.generation
+        self.task: Task = sim.schedule.spawn(
+            lambda: worker.main(config, index, directory, generation, Channel(theirs)), f"shard-{index}"
+        )
+        self._theirs = theirs
+        self._links: list[Link] = []
+        self.refusal = ""
+
+    def link(self) -> Link:
+        """Return a new stream to the shard."""
+        self._links.append(Link(self))
+        return self._links[-1]
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Wait until that is true. Raises Stopped if the shard ends before."""
+        self._sim.schedule.wait(lambda: self.task.done or ready())
+        if not ready():
+            self.raise_end()
+
+    def raise_end(self) -> None:
+        """Raise what ended the shard: Stopped, SimCrash, or its own error."""
+        assert self.task.done
+        self._note(lambda kind: None)
+        if self.task.error is not None:
+            raise self.task.error
+        raise Stopped(self.task.result)
+
+    def wait_ready(self) -> None:
+        """Wait until the log is loaded. Raises Stopped, with ``refusal`` set if it refused the log."""
+        kinds: list[str] = []
+
+        def ready() -> bool:
+            self._note(kinds.append)
+            return "ready" in kinds
+
+        self.wait(ready)
+
+    def _note(self, note: Callable[[str], None]) -> None:
+        for message, _fds in self.channel.receive():
+            note(message["kind"])
+            if message["kind"] == "refused":
+                self.refusal = message["reason"]
+
+    def stop(self) -> int:
+        """Have it stop as the supervisor does; return the exit code."""
+        self.channel.send("stop")
+        self._sim.schedule.wait(lambda: self.task.done)
+        if self.task.error is not None:
+            raise self.task.error
+        code: int = self.task.result
+        return code
+
+    def close(self) -> None:
+        """Give back the sockets; its thread has ended."""
+        self.channel.close()
+        self._theirs.close()
+        for link in self._links:
+            link.sock.close()
+
+
+__all__ = ["DIRECTORY", "Link", "Shard", "SimCrash", "Simulation", "Stopped", "simulate"]
