@@ -10,7 +10,8 @@
         torn/                              tails cut off logs of generations that are gone
 
     manifest.json   {"format": 1, "generation": 1, "shards": 2, "seed": 1234567890,
-                     "slots": [[0, 8191, 0], [8192, 16383, 1]]}       first slot, last slot, shard
+                     "slots": [[0, 8191, 0], [8192, 16383, 1]],       first slot, last slot, shard
+                     "checksum": "0123456789abcdef"}                  xxh64 of the text without it
 
 What always holds:
 
@@ -21,6 +22,8 @@ What always holds:
   the server, not with the supervisor.
 * What is not certainly ours is refused untouched: data without a manifest, a foreign directory, a newer
   format. A directory is made new only where there was nothing.
+* The manifest is one exact text: a bit of it that is wrong is noticed, wherever it is. A seed or a map that
+  is not the one that was written would hide keys.
 * The hash seed is drawn once, when the directory is made, and stays: with the slot map it decides where every
   key is.
 """
@@ -36,6 +39,8 @@ from contextlib import suppress
 from pathlib import Path
 from secrets import randbits
 from typing import Any
+
+from xxhash import xxh64_hexdigest
 
 from imds.hashslots import MAX_SHARDS, SlotMap
 from imds.shard.aof import SEGMENT_HEADER, create_segment, segment_name
@@ -191,7 +196,7 @@ class DataDir:
         }
         fd = storage.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            write_all(storage, fd, json.dumps(manifest).encode() + b"\n")
+            write_all(storage, fd, encode_manifest(manifest))
             storage.fsync(fd)
         finally:
             storage.close(fd)
@@ -283,6 +288,8 @@ def _read_manifest(path: Path, storage: Storage) -> tuple[int, SlotMap]:
     form = _number(fields, "format", path)
     if form > FORMAT:
         raise DataDirError(f"{path} has format {form}, and this imds reads formats up to {FORMAT}")
+    if encode_manifest({name: fields[name] for name in fields if name != "checksum"}) != text:
+        raise DataDirError(f"{path} does not match its checksum: it is not what was written there")
     generation = _number(fields, "generation", path)
     try:
         slots = SlotMap.from_ranges(
@@ -291,6 +298,12 @@ def _read_manifest(path: Path, storage: Storage) -> tuple[int, SlotMap]:
     except (TypeError, ValueError) as error:
         raise DataDirError(f"{path} has no right slot map: {error}") from None
     return generation, slots
+
+
+def encode_manifest(fields: dict[str, Any]) -> bytes:
+    """Return the manifest of these fields as text, with its checksum."""
+    checksum = xxh64_hexdigest(json.dumps(fields).encode())
+    return json.dumps({**fields, "checksum": checksum}).encode() + b"\n"
 
 
 def _number(fields: Any, name: str, path: Path, least: int = 1) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from itertools import product
 
 import pytest
 from failing_storage import OPERATIONS, Crash, FailingStorage, FastStorage
@@ -20,6 +21,7 @@ from imds.datadir import (
     DataDir,
     DataDirError,
     default_shards,
+    encode_manifest,
     generation_name,
 )
 from imds.hashslots import SLOTS, SlotMap
@@ -78,6 +80,7 @@ def test_made_with_layout_and_modes(tmp_path):
             "shards": 3,
             "seed": datadir.slots.seed,
             "slots": [list(run) for run in datadir.slots.ranges()],
+            "checksum": manifest["checksum"],
         }
     for shard in range(3):
         assert (path / "gen-000001" / f"shard-{shard:03d}" / segment_name(1)).stat().st_size == 64
@@ -245,19 +248,25 @@ def test_fields_that_are_wrong_or_missing(tmp_path, field, value):
     path = tmp_path / "data"
     make(path)
     fields = json.loads((path / MANIFEST).read_text())
-    (path / MANIFEST).write_text(json.dumps(fields | {field: value}))
-    refused(path, MANIFEST)
+    del fields["checksum"]
+    (path / MANIFEST).write_bytes(encode_manifest(fields | {field: value}))
+    refused(path, MANIFEST, " has ")  # and not that it does not match its checksum
     del fields[field]
-    (path / MANIFEST).write_text(json.dumps(fields))
-    refused(path, MANIFEST)
+    (path / MANIFEST).write_bytes(encode_manifest(fields))
+    refused(path, MANIFEST, " has ")
 
 
-def test_manifest_cut_at_every_byte(tmp_path):
+def test_manifest_cut_or_flipped_at_every_byte(tmp_path):
     path = tmp_path / "data"
     make(path)
     text = (path / MANIFEST).read_bytes()
-    for size in range(len(text) - 2):
+    for size in range(len(text)):
         (path / MANIFEST).write_bytes(text[:size])
+        refused(path, MANIFEST)
+    for byte, bit in product(range(len(text)), (0, 5)):
+        flipped = bytearray(text)
+        flipped[byte] ^= 1 << bit
+        (path / MANIFEST).write_bytes(flipped)
         refused(path, MANIFEST)
     for garbage in (b"\xff" * 20, b"[1]", b"null", b"7", b"[" * 100_000):
         (path / MANIFEST).write_bytes(garbage)
