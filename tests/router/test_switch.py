@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import random
 import socket
 import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
-import psutil
 import pytest
 from switch_model import (
     DOWN,
@@ -21,6 +19,7 @@ from switch_model import (
     Wire,
     error,
     false_envelope,
+    in_c_memory,
     request,
     response,
     shard_reply,
@@ -554,23 +553,6 @@ def test_large_values_by_small_pieces(bench: Bench) -> None:
 
 
 # -- bounds ----------------------------------------------------------------------------------------
-
-
-class _Mallinfo2(ctypes.Structure):
-    # glibc's struct mallinfo2
-    _names: ClassVar = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-    _fields_: ClassVar = [(name, ctypes.c_size_t) for name in _names.split()]
-
-
-def in_c_memory() -> int:
-    """Return the bytes that malloc has given out, or what comes nearest to it."""
-    try:
-        mallinfo2 = ctypes.CDLL(None).mallinfo2
-    except AttributeError:
-        return psutil.Process().memory_info().rss
-    mallinfo2.restype = _Mallinfo2
-    info = mallinfo2()
-    return info.uordblks + info.hblkhd  # type: ignore[no-any-return]
 
 
 @pytest.fixture

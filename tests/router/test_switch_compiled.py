@@ -15,7 +15,18 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Any
 
 import pytest
-from switch_model import DOWN, FAULTS, Envelope, Wire, error, false_envelope, request, shard_reply, slot_map
+from switch_model import (
+    DOWN,
+    FAULTS,
+    Envelope,
+    Wire,
+    error,
+    false_envelope,
+    in_c_memory,
+    request,
+    shard_reply,
+    slot_map,
+)
 
 from imds.commands import COMMANDS, lookup
 from imds.envelope import envelopes
@@ -274,42 +285,54 @@ def scenario(switch: Any, clients: list[Any]) -> Iterator[str]:
         switch.drop_link(shard, DOWN)
 
 
-def test_without_memory(kernel: Any) -> None:
-    """Each allocation fails once, in turn: MemoryError, counters that agree, and others are still served."""
-    number, failed = 1, True
+def run(kernel: Any, failing: int) -> bool:
+    """Do the scenario while allocation number ``failing`` fails; return whether there was one."""
+    switch = kernel.Switch(slot_map(2))
+    steps = scenario(switch, [switch.attach(None) for _ in range(3)])
+    failed, step = False, "before the first"
+    kernel.fail_allocation(failing)
     try:
-        while failed:
-            failed = False
-            switch = kernel.Switch(slot_map(2))
-            clients = [switch.attach(None) for _ in range(3)]
-            kernel.fail_allocation(number)
-            steps = scenario(switch, clients)
-            step = ""
-            while True:
-                try:
-                    step = next(steps)
-                except StopIteration:
-                    break
-                except MemoryError:
-                    failed = True
-                    for shard in (0, 1):  # a link that failed in the middle is dropped
-                        if step in (f"merge {shard}", f"drop {shard}"):
-                            switch.drop_link(shard, DOWN)
-                    switch.check()
-                    break
-            kernel.fail_allocation(0)
-            switch.check()
-            for shard in (0, 1):
+        while step:
+            step = next(steps, "")
+    except MemoryError:
+        failed = True
+        for shard in (0, 1):  # as the router has to do
+            if step in (f"merge {shard}", f"drop {shard}"):
                 switch.drop_link(shard, DOWN)
-                switch.raise_link(shard)
-            other = switch.attach(None)
-            switch.feed(other, request(b"get", b"key"))
-            assert other.inflight == 1
-            switch.check()
-            number += 1
     finally:
         kernel.fail_allocation(0)
+    switch.check()
+    for shard in (0, 1):
+        switch.drop_link(shard, DOWN)
+        switch.raise_link(shard)
+    other = switch.attach(None)
+    switch.feed(other, request(b"get", b"key"))
+    assert other.inflight == 1
+    switch.check()
+    return failed
+
+
+def test_without_memory(kernel: Any) -> None:
+    """Each allocation fails once, in turn: MemoryError, counters that agree, and others are still served."""
+    number = 1
+    while run(kernel, number):
+        number += 1
     assert number > 30
+
+
+def test_nothing_leaks(kernel: Any) -> None:
+    """With and without failures, what a switch has taken is given back with it."""
+
+    def runs() -> None:
+        for number in range(60):
+            run(kernel, number)
+        gc.collect()
+
+    runs()
+    before = in_c_memory()
+    for _ in range(5):
+        runs()
+    assert in_c_memory() - before < 100_000
 
 
 def test_objects_are_let_go(kernel: Any) -> None:
