@@ -2,8 +2,9 @@
 
 Every kernel exists twice behind one interface: the Python twin, which is the readable reference, beside
 the code that uses it (``shard/store.py``, ``shard/sortedset.py``, ``shard/record.py``, ``router/switch.py``),
-and a Cython module of the same name in this package. Where no compiled module was built, or
-``IMDS_DISABLE_KERNEL=1`` is set, the twin runs; with ``IMDS_REQUIRE_KERNEL=1`` a missing one is an error.
+and a Cython module of the same name in this package; what several of these share is in its ``.pxd`` files.
+Where no compiled module was built, or ``IMDS_DISABLE_KERNEL=1`` is set, the twin runs; with
+``IMDS_REQUIRE_KERNEL=1`` a missing one is an error.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 # The compiled modules, by name. Touch this, then update setup.py's list (a test compares them).
-KERNELS: tuple[str, ...] = ()
+KERNELS: tuple[str, ...] = ("record", "sortedset", "store", "switch")
 
 
 def _flag(name: str) -> bool:

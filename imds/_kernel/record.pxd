@@ -1,0 +1,16 @@
+from libc.stdint cimport uint8_t, uint64_t
+
+from imds._kernel.memory cimport Buffer
+
+
+cdef class RecordEncoder:
+    cdef readonly uint64_t seed
+    cdef readonly uint64_t sequence
+    cdef uint64_t _mark
+    cdef Buffer _pending
+
+    # The two halves of add(): room for a record with an effect of ``size`` bytes, or False; then the record, which
+    # cannot fail. ``begin`` returns where the effect's bytes go, ``end`` seals them.
+    cdef bint reserve(self, size_t size) noexcept
+    cdef uint8_t *begin(self) noexcept
+    cdef void end(self, size_t size) noexcept

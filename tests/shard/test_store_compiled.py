@@ -1,0 +1,354 @@
+"""The compiled store beside its twin: the same replies, records and data; and no harm where memory ends.
+
+Collected only where the compiled kernels were built, or are required.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
+from math import inf
+
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imds import commands
+from imds.envelope import seal
+from imds.protocol import decode_response, encode_error, encode_request, encode_response
+from imds.shard import record as record_twin
+from imds.shard import sortedset as sortedset_twin
+from imds.shard import store as twin
+
+
+def load(name):
+    module = import_module(f"imds._kernel.{name}")
+    assert str(module.__file__).endswith(tuple(EXTENSION_SUFFIXES)), module.__file__
+    return module
+
+
+record, sortedset, kernel = load("record"), load("sortedset"), load("store")
+
+
+def pair(**options):
+    """Return a store of each variant."""
+    hooks = {"stats": lambda: encode_response(3, struct.pack(">I", 0))}
+    return (
+        twin.UnifiedStore(record_twin.RecordEncoder(9), hooks=hooks, **options),
+        kernel.UnifiedStore(record.RecordEncoder(9), hooks=hooks, **options),
+    )
+
+
+def same(one, two, *, order=True):
+    one.check()
+    two.check()
+    assert one.log.pending() == two.log.pending()
+    assert one.digest() == two.digest()
+    for name in ("keys", "ops", "hits", "misses", "evictions"):
+        assert getattr(one, name) == getattr(two, name), name
+    if order:
+        assert list(one.entries()) == list(two.entries())
+
+
+# ---- the same as the twin --------------------------------------------------------------------------------
+
+WORDS = [
+    b"get",
+    b"set",
+    b"del",
+    b"zadd",
+    b"zrange",
+    b"zrank",
+    b"zrem",
+    b"stats",
+    b"GET",
+    b"SeT",
+    b"ZADD",
+    b"ZRem",
+]
+NUMBERS = [
+    b"0",
+    b"-0",
+    b"1",
+    b"1.5",
+    b"-2.25",
+    b"inf",
+    b"-inf",
+    b"1e5",
+    b"0.1",
+    b"3.141592653589793",
+    b"1e-7",
+    b"nan",
+    b"x",
+]
+
+
+def a_request(dice, keys, members):
+    """Return the tokens of a request that is seldom wrong."""
+    name = dice.choice(WORDS)
+    key = b"key%d" % dice.randrange(keys)
+    member = b"m%d" % dice.randrange(members)
+    number = dice.choice(NUMBERS) if dice.random() < 0.5 else repr(dice.uniform(-9, 9)).encode()
+    rest = {
+        b"set": [key, dice.randbytes(dice.choice([0, 1, 20, 64, 300]))],
+        b"zadd": [key, number, member],
+        b"zrange": [key, number, dice.choice(NUMBERS)],
+        b"zrank": [key, member],
+        b"zrem": [key, member],
+        b"stats": [],
+    }.get(name.lower(), [key])
+    if dice.random() < 0.02:
+        rest = rest[:-1] if dice.random() < 0.5 else [*rest, b"more"]
+    return [dice.choice([b"", b"sett", b"\xff", b"gets"]) if dice.random() < 0.01 else name, *rest]
+
+
+@pytest.mark.parametrize("keys", [3, 60, 2000])
+@pytest.mark.parametrize(
+    "options", [{}, {"capacity": 40, "evict": True}, {"capacity": 40}], ids=["free", "lru", "full"]
+)
+def test_random_batches(options, keys):
+    """Replies, records, data and the order of use, byte for byte, through commits and rollbacks."""
+    dice = random.Random(keys)
+    one, two = pair(**options)
+    for ticket in range(150):
+        batch = [a_request(dice, keys, 300) for _ in range(dice.choice([1, 5, 60]))]
+        frames = b"".join(map(encode_request, batch))
+        if dice.random() < 0.05:
+            frames = frames[: dice.randrange(len(frames))] + dice.randbytes(8)
+        if len(frames) < 4 * len(batch):
+            continue
+        data = seal(ticket, len(batch), frames) + b"tail"
+        assert one.execute(data) == two.execute(data), batch
+        if dice.random() < 0.05:
+            same(one, two)
+        if dice.random() < 0.3:
+            end = dice.choice(["commit", "commit", "rollback"])
+            getattr(one, end)()
+            getattr(two, end)()
+            if end == "rollback":
+                same(one, two)
+    same(one, two)
+
+
+def test_one_replays_what_the_other_wrote():
+    dice = random.Random(8)
+    one, two = pair(capacity=50, evict=True)
+    records = b""
+    for _ in range(40):
+        frames = [encode_request(a_request(dice, 80, 20)) for _ in range(50)]
+        data = seal(1, len(frames), b"".join(frames))
+        assert one.execute(data) == two.execute(data)
+        records += two.log.pending()
+        one.commit()
+        two.commit()
+    fresh = pair()
+    assert fresh[0].replay(records) == fresh[1].replay(records)
+    same(*fresh)
+    assert fresh[0].digest() == one.digest()
+
+
+@given(data=st.binary(max_size=80), count=st.integers(0, 4))
+@settings(max_examples=300, deadline=None)
+def test_garbage_gets_the_same_reply(data, count):
+    one, two = pair()
+    data = seal(1, min(count, len(data) // 4), data)
+    assert one.execute(data) == two.execute(data)
+    same(one, two)
+
+
+doubles = st.one_of(
+    st.floats(allow_nan=False),
+    st.integers(0, 2**64 - 1)
+    .map(lambda bits: struct.unpack(">d", bits.to_bytes(8))[0])
+    .filter(lambda x: x == x),
+    st.tuples(st.integers(-(10**17), 10**17), st.integers(0, 22)).map(lambda t: t[0] / 10 ** t[1]),
+    st.integers(-(2**70), 2**70).map(float),
+)
+
+
+@given(scores=st.lists(doubles, min_size=50, max_size=50))
+@settings(max_examples=150, deadline=None)
+def test_scores_are_written_as_repr_writes_them(scores):
+    _, store = pair()
+    frames = [encode_request([b"zadd", b"z", repr(x).encode(), b"%d" % i]) for i, x in enumerate(scores)]
+    frames.append(encode_request([b"zrange", b"z", b"-inf", b"inf"]))
+    _used, out = store.execute(seal(1, len(frames), b"".join(frames)))
+    ordered = sorted((x + 0.0, b"%d" % i) for i, x in enumerate(scores))
+    assert decode_response(out, 12 + 10 * len(scores))[1] == b",".join(b"%a:%b" % one for one in ordered)
+
+
+@given(data=st.binary(max_size=200), seed=st.integers(0, 2**64 - 1))
+@settings(max_examples=200, deadline=None)
+def test_xxh64_is_the_packages(data, seed):
+    assert record.xxh64(data, seed) == xxhash.xxh64_intdigest(data, seed)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------
+
+
+class Allocations:
+    """``fail(n)`` makes the n-th allocation of a module from now on fail, ``fail(0)`` none."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def fail(self, n):
+        """Return whether the allocation of the last call has failed."""
+        return self.module.alloc_fails_at(n) == 0
+
+
+@pytest.fixture(params=[kernel, record], ids=["store", "log"])
+def allocations(request):
+    yield Allocations(request.param)
+    request.param.alloc_fails_at(0)
+
+
+def a_store(prepare, **options):
+    """Return a store that has run ``prepare``, by replay: its log has no memory yet."""
+    log = record_twin.RecordEncoder(9)
+    for request in prepare:
+        log.add(encode_request(request))
+    store = kernel.UnifiedStore(record.RecordEncoder(9), **options)
+    store.replay(log.pending())
+    return store
+
+
+ZSET = [[b"zadd", b"z", b"%d" % number, b"m%d" % number] for number in range(64)]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "request_", "options"),
+    [
+        ([], [b"set", b"k", b"v"], {}),
+        ([[b"set", b"k", b"v"]], [b"set", b"k", b"w"], {}),
+        ([[b"set", b"k%d" % n, b"v"] for n in range(30)], [b"set", b"k", b"w" * 5000], {}),
+        ([[b"set", b"k", b"v"]], [b"del", b"k"], {}),
+        ([], [b"zadd", b"z", b"1", b"m"], {}),
+        (ZSET[:1], [b"zadd", b"z", b"2", b"m"], {}),
+        (ZSET[:1], [b"zadd", b"z", b"2", b"m0"], {}),
+        (ZSET[:1], [b"zrem", b"z", b"m0"], {}),
+        (ZSET[:2], [b"zrem", b"z", b"m0"], {}),
+        (ZSET, [b"zadd", b"z", b"2", b"the member that makes it large"], {}),
+        ([[b"set", b"a", b"v"]], [b"set", b"k", b"v"], {"capacity": 1, "evict": True}),
+        ([[b"set", b"a", b"v"]], [b"zadd", b"z", b"1", b"m"], {"capacity": 1, "evict": True}),
+    ],
+    ids=lambda value: (
+        value[0].decode() if isinstance(value, list) and value and isinstance(value[0], bytes) else ""
+    ),
+)
+def test_each_allocation_of_a_command_may_fail(allocations, prepare, request_, options):
+    """It answers OOM and changes nothing but what it evicted; nothing is lost; the next try succeeds."""
+    data = seal(2, 1, encode_request(request_))
+    for n in range(1, 100):
+        store = a_store(prepare, **options)
+        before = store.digest()
+        allocations.fail(n)
+        try:
+            _used, out = store.execute(data)
+            reply = out[12:]
+        except MemoryError:  # there was none for the reply, before anything was done
+            reply = None
+        failed = allocations.fail(0)
+        store.check()
+        if not failed:
+            assert decode_response(reply)[0] == 0
+            break
+        if reply != encode_response(0, b"OK"):  # growing the table is put off without a word
+            assert reply in (None, encode_error(commands.OUT_OF_MEMORY))
+            if not store.evictions:
+                assert (store.digest(), store.log.pending()) == (before, b"")
+            _used, out = store.execute(data)
+            assert decode_response(out, 12)[0] == 0
+        done = store.digest()
+        store.check()
+        store.rollback()
+        store.check()
+        assert store.digest() == before
+        store.execute(data)
+        store.commit()
+        assert store.digest() == done
+    assert n > 1 or (allocations.module is kernel and request_[0] in (b"del", b"zadd", b"zrem"))
+
+
+def test_allocations_that_fail_at_random(allocations):
+    """Through growth and shrinkage, with and without eviction: the store stays whole, the log agrees."""
+    dice = random.Random(6)
+    for options in ({}, {"maxmemory": 30_000, "evict": True}):
+        store = a_store([], **options)
+        records = b""
+        for _ in range(600):
+            batch = [a_request(dice, 400, 200) for _ in range(10)]
+            data = seal(1, 10, b"".join(map(encode_request, batch)))
+            allocations.fail(dice.randrange(1, 60))
+            try:
+                store.execute(data)
+            except MemoryError:
+                pass
+            allocations.fail(0)
+            if dice.random() < 0.2:
+                store.rollback()
+            else:
+                records += store.log.pending()
+                store.commit()
+        store.check()
+        again = a_store([])
+        again.replay(records)
+        assert again.digest() == store.digest()
+
+
+def test_replay_without_memory_says_so():
+    allocations = Allocations(kernel)
+    store = a_store([])
+    store.execute(
+        seal(1, 2, encode_request([b"set", b"k", b"v"]) + encode_request([b"zadd", b"z", b"1", b"m"]))
+    )
+    records = store.log.pending()
+    failures = 0
+    for n in range(1, 20):
+        again = a_store([])
+        allocations.fail(n)
+        try:
+            again.replay(records)
+        except MemoryError:
+            failures += 1
+        allocations.fail(0)
+        again.check()
+        again.replay(records)
+        again.check()
+        assert again.digest() == store.digest()
+    assert failures > 3
+
+
+def test_used_is_what_the_allocator_takes():
+    """Chunks as glibc makes them: 8 bytes of its own, in steps of 16; 16 bytes for a place in the table."""
+    for size in range(200):
+        store = a_store([[b"set", b"k", b"v" * size]])
+        assert store.used == max(32, (24 + 1 + size + 8 + 15) // 16 * 16) + 16
+    store = a_store([[b"set", b"key:%012d" % number, bytes(64)] for number in range(100)])
+    assert store.used == 100 * 128
+    ranks = sortedset.SortedSet()
+    empty = ranks.used
+    ranks.add(b"8 bytes.", 1.0)
+    assert ranks.used - empty in (48, 64, 80)
+    for number in range(20_000):
+        ranks.add(b"%08d" % number, float(number))
+    assert 60 < ranks.used / 20_000 < 75
+
+
+def test_random_sets_are_the_same_as_the_twins():
+    dice = random.Random(12)
+    one, two = sortedset_twin.SortedSet(), sortedset.SortedSet()
+    for step in range(20_000):
+        member = b"%d" % dice.randrange(3000)
+        if dice.random() < (0.3 if step % 8000 < 5000 else 0.8):
+            assert one.remove(member) is two.remove(member)
+        else:
+            score = dice.choice([float(dice.randrange(50)), dice.random()])
+            assert one.add(member, score) is two.add(member, score)
+        assert one.rank(member) == two.rank(member)
+        if step % 1000 == 0:
+            two.check()
+            assert one.range(-inf, inf) == two.range(-inf, inf)
