@@ -158,11 +158,13 @@ def test_a_killed_router_disconnects_its_clients_and_loses_nothing(server: Calla
 
 def test_a_killed_supervisor_takes_its_children_along(server: Callable[..., Server]) -> None:
     one = server().start("--shards", "3")
-    for _ in range(2):
+    for stuck in (False, True):
         writers = run_writers(one)
         children = psutil.Process(one.pid).children()
         assert len(children) == 4
-        one.process.kill()  # type: ignore[union-attr]
+        if stuck:
+            os.kill(one.shard(1).pid, signal.SIGSTOP)  # it cannot even notice that it is alone
+        os.kill(one.pid, signal.SIGKILL)
         for writer in writers:
             writer.finish()
         one.wait()
@@ -191,6 +193,14 @@ def test_all_at_once(server: Callable[..., Server]) -> None:
     one.stop()
 
 
+# -- with the package changed in one place, by what Python imports before all else ----------------------
+
+ALONE = """
+import imds.process
+
+imds.process.die_with_parent = lambda parent: None
+"""
+
 LIAR = """
 import os, sys
 from pathlib import Path
@@ -210,14 +220,28 @@ if "imds-shard-0" in sys.orig_argv:
 """
 
 
+def changed(directory: Path, code: str) -> dict[str, str]:
+    """Return the environment in which every Python runs ``code`` first."""
+    (directory / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def test_without_the_systems_help_children_end_when_their_supervisor_does(
+    server: Callable[..., Server], tmp_path: Path
+) -> None:
+    one = server().start("--shards", "2", env=changed(tmp_path, ALONE))
+    one.client().set("key", "value")
+    one.kill()
+    assert one.start("--shards", "2").client().get("key") == b"value"
+    one.stop()
+
+
 def test_a_shard_that_answers_what_nobody_asked_starts_anew(
     server: Callable[..., Server], tmp_path: Path
 ) -> None:
     """A ticket that does not fit: the replies reach nobody, and the shard is not left cut off."""
-    (tmp_path / "sitecustomize.py").write_text(LIAR)
     lie = tmp_path / "lie"
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    one = server().start("--shards", "2", env={"PYTHONPATH": path, "LIE": str(lie)})
+    one = server().start("--shards", "2", env={**changed(tmp_path, LIAR), "LIE": str(lie)})
     one.expect(r"shard 0 answered .*; it has to start anew", f"shard 0 {KILLED}; restarting")
     client, key = one.client(), next(one.keys_of(0))
     client.set(key, b"before")
