@@ -23,7 +23,7 @@ cdef inline bint stream_reserve(Stream *stream, size_t more) noexcept nogil:
     cdef Buffer *held = &stream.held
     if held.room - held.size >= more:
         return True
-    if stream.start and stream.start >= stream_size(stream):  # then moving the content costs less than what left has cost
+    if stream.start and stream.start >= stream_size(stream):  # to move the rest costs less than what left has
         memmove(held.data, held.data + stream.start, stream_size(stream))
         held.size -= stream.start
         stream.start = 0

@@ -1,4 +1,4 @@
-"""The router's inner loop: the compiled twin of ``imds/router/switch.py``, which has the picture and the rules.
+"""The router's inner loop: the compiled twin of ``imds/router/switch.py``, with the picture and the rules.
 
 What differs is how a turn is held, so that a request costs no allocation and no Python object::
 
@@ -21,6 +21,9 @@ What stays true, beside the twin's rules:
   cannot be closed is taken back, and its client ``closing``, because its requests are lost. Where merge
   raised it, drop_link must follow as it does after LinkError.
 * Pointers into a Stream hold until the next ``stream_add`` to it.
+
+The structures are in ``stream.pxd``, ``scan.pxd``, ``turn.pxd`` and ``commandtable.pxd``. What remains is
+long for one file because its methods work on one turn together.
 """
 
 from collections import deque
@@ -33,6 +36,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy, memset
 
 from imds._kernel cimport memory
+from imds._kernel.commandtable cimport LONGEST, Row, find_row, hash_name
 from imds._kernel.memory cimport Buffer, buffer_put, buffer_reserve, get_u32
 from imds._kernel.scan cimport PART, TOO_MANY, WHOLE, Scan, scan_advance, scan_reset
 from imds._kernel.stream cimport (
@@ -93,7 +97,9 @@ cdef size_t RECEIVE_LINK = _twin.RECEIVE_LINK
 cdef uint64_t SLOT_MASK = _hashslots.SLOTS - 1
 assert _hashslots.SLOTS & (_hashslots.SLOTS - 1) == 0
 
-assert (_envelope.REQUEST.size, _envelope.REPLY.size, _envelope.LENGTH) == (REQUEST_HEADER, REPLY_HEADER, LENGTH)
+assert _envelope.REQUEST.size == REQUEST_HEADER
+assert _envelope.REPLY.size == REPLY_HEADER
+assert _envelope.LENGTH == LENGTH
 cdef uint32_t DIALECT = _envelope.DIALECT_IMDS
 
 # An empty buffer that is larger than this is given back. A client's is small, because there are thousands of
@@ -107,62 +113,27 @@ cdef bytes UNKNOWN_OUTCOME = _twin._UNKNOWN_OUTCOME
 cdef bytes RETRY = _twin._RETRY
 
 
+cdef inline const uint8_t *data_of(bytes value) noexcept:
+    return <const uint8_t *>PyBytes_AS_STRING(value)
+
+
+cdef inline size_t size_of(bytes value) noexcept:
+    return <size_t>PyBytes_GET_SIZE(value)
+
+
 def fail_allocation(size_t number):
     """Make the ``number``-th allocation of this module from now on fail, once; 0: none. For tests."""
     memory.alloc_fails_at = number
 
 
-# -- the command table -----------------------------------------------------------------------------
-
-cdef enum:
-    LONGEST = 32  # bytes of a command's name
-
-ctypedef struct Row:
-    uint8_t name[LONGEST]  # in lower case
-    size_t size  # of the name; 0: nothing here
-    uint32_t least  # tokens
-    uint32_t most
-    uint32_t first_key
-    bint by_key
-    bint write
-    int number  # in ``COMMANDS``
+# -- the command table, from imds/commands.py ---------------------------------------------------------
 
 cdef list COMMANDS = list(_commands.COMMANDS.values())
-cdef uint8_t[256] LOWER  # of each byte, as bytes.lower() has it
 cdef uint32_t row_mask = 1
 while row_mask < 4 * len(COMMANDS):  # mostly empty, so that a look-up seldom meets a second row
     row_mask <<= 1
 row_mask -= 1
 cdef Row *rows = <Row *>memory.alloc((row_mask + 1) * sizeof(Row))
-
-
-cdef inline uint32_t hash_name(const uint8_t *name, size_t size) noexcept nogil:
-    """Return a hash of at most LONGEST bytes, whatever their case (FNV-1a)."""
-    cdef uint32_t hash = 2166136261u
-    cdef size_t index
-    for index in range(size):
-        hash = (hash ^ LOWER[name[index]]) * 16777619u
-    return hash ^ (hash >> 15)
-
-
-cdef inline Row *find_row(const uint8_t *name, size_t size) noexcept nogil:
-    """Return the row of a command's name in any case, or NULL."""
-    if size == 0 or size > LONGEST:
-        return NULL
-    cdef uint32_t at = hash_name(name, size) & row_mask
-    cdef size_t index
-    cdef Row *row
-    while True:
-        row = &rows[at]
-        if row.size == 0:
-            return NULL
-        if row.size == size:
-            index = 0
-            while index < size and row.name[index] == LOWER[name[index]]:
-                index += 1
-            if index == size:
-                return row
-        at = (at + 1) & row_mask
 
 
 cdef int fill_rows() except -1:
@@ -173,13 +144,11 @@ cdef int fill_rows() except -1:
     if rows == NULL:
         raise MemoryError
     memset(rows, 0, (row_mask + 1) * sizeof(Row))
-    for number in range(256):
-        LOWER[number] = bytes([number]).lower()[0]
     for number, command in enumerate(COMMANDS):
         name = command.name.encode()
         size = len(name)
         if not 0 < size <= LONGEST or name != name.lower():
-            raise ValueError(f"the name of command {name!r} is longer than {LONGEST} bytes, or not in lower case")
+            raise ValueError(f"command {name!r} has a name over {LONGEST} bytes, or not in lower case")
         at = hash_name(name, size) & row_mask
         while rows[at].size:
             at = (at + 1) & row_mask
@@ -332,7 +301,7 @@ cdef class Switch:
         cdef int shard
         _twin.check_limits(max_tokens, max_request)
         self._owners_kept = slots.owners
-        self._owners = <const uint8_t *>PyBytes_AS_STRING(self._owners_kept)
+        self._owners = data_of(self._owners_kept)
         if not 1 <= slots.shards <= _hashslots.MAX_SHARDS <= 128:
             raise ValueError(f"{slots.shards} shards")
         if len(self._owners_kept) != _hashslots.SLOTS or max(self._owners_kept) >= slots.shards:
@@ -420,7 +389,7 @@ cdef class Switch:
     def feed(self, Client client not None, bytes data not None):
         """Take bytes that the client sent; return the questions."""
         cdef list questions = []
-        self._feed(client, <const uint8_t *>PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), questions)
+        self._feed(client, data_of(data), size_of(data), questions)
         return questions
 
     cdef Py_ssize_t _recv(self, int fd, size_t room) except -1:
@@ -460,7 +429,7 @@ cdef class Switch:
         return 0
 
     cdef size_t _split(self, Client client, const uint8_t *data, size_t size, list questions) except? 0:
-        """Hand each whole request in ``data`` to its shard, into the turn being built; return the bytes used."""
+        """Put each whole request in ``data`` into the turn being built; return the bytes used."""
         cdef size_t position = 0
         cdef uint64_t length = 0
         cdef const uint8_t *frame
@@ -482,7 +451,7 @@ cdef class Switch:
                 return size
             position += <size_t>length
             count = get_u32(frame)
-            row = find_row(frame + 8, get_u32(frame + 4)) if count else NULL
+            row = find_row(rows, row_mask, frame + 8, get_u32(frame + 4)) if count else NULL
             if row == NULL:
                 self._answer_here(UNKNOWN_COMMAND)
             elif not row.least <= count <= row.most:
@@ -565,7 +534,7 @@ cdef class Switch:
         return self._note(self._local_group, False)
 
     cdef int _answer_here(self, bytes reply) except -1:
-        return self._answer_locally(<const uint8_t *>PyBytes_AS_STRING(reply), <size_t>PyBytes_GET_SIZE(reply))
+        return self._answer_locally(data_of(reply), size_of(reply))
 
     cdef int _close(self, Client client) except -1:
         """Complete the turn being built and its envelopes; if that fails, :meth:`_abandon` must follow."""
@@ -573,6 +542,7 @@ cdef class Switch:
         cdef Link *link
         cdef Turn *turn
         cdef Group *groups
+        cdef uint8_t *header
         cdef size_t size
         if not self._count:
             return 0
@@ -596,7 +566,8 @@ cdef class Switch:
                 continue
             link = &self._links[self._shard_of[index]]
             size = stream_size(&link.out) - link.header
-            put_header(stream_front(&link.out) + link.header, size - REQUEST_HEADER, link.ticket, link.count, DIALECT)
+            header = stream_front(&link.out) + link.header
+            put_header(header, size - REQUEST_HEADER, link.ticket, link.count, DIALECT)
             link_push(link, turn, <uint32_t>index, link.count, size)
             groups[index].count = link.count
             turn.references += 1
@@ -662,9 +633,7 @@ cdef class Switch:
             return None
         if place.client != NULL:
             client = <Client>place.client
-            if not group_fill(
-                groups_of(place), <const uint8_t *>PyBytes_AS_STRING(reply), <size_t>PyBytes_GET_SIZE(reply)
-            ):
+            if not group_fill(groups_of(place), data_of(reply), size_of(reply)):
                 raise MemoryError
         turn._turn = NULL
         turn_release(place)
@@ -698,8 +667,8 @@ cdef class Switch:
 
     cdef int _set_down(self, int shard, bytes reply) except -1:
         self._down[shard] = reply
-        self._links[shard].down = <const uint8_t *>PyBytes_AS_STRING(reply)
-        self._links[shard].down_size = <size_t>PyBytes_GET_SIZE(reply)
+        self._links[shard].down = data_of(reply)
+        self._links[shard].down_size = size_of(reply)
         return 0
 
     def raise_link(self, int shard):
@@ -712,7 +681,7 @@ cdef class Switch:
         self._touched[shard], self._lost[shard] = [], []
 
     def drop_link(self, int shard, bytes reply not None):
-        """The stream to ``shard`` is gone: answer what is under way, and its keys by ``reply`` from now on."""
+        """The stream to ``shard`` is gone: answer what is under way now, and its keys by ``reply``."""
         cdef Link *link = self._link(shard)
         cdef Client client
         cdef list clients = []
@@ -765,9 +734,7 @@ cdef class Switch:
             if entry >> 1 == group:
                 replies.append(UNKNOWN_OUTCOME if sent and entry & 1 else RETRY)
         reply = b"".join(replies)
-        if not group_fill(
-            &groups_of(turn)[group], <const uint8_t *>PyBytes_AS_STRING(reply), <size_t>PyBytes_GET_SIZE(reply)
-        ):
+        if not group_fill(&groups_of(turn)[group], data_of(reply), size_of(reply)):
             raise MemoryError
         return 0
 
@@ -788,7 +755,7 @@ cdef class Switch:
     def ask(self, int shard, bytes frame not None, token):
         """Send ``shard`` a request of the router's own; merge returns ``token`` with the reply."""
         cdef Link *link = self._link(shard)
-        cdef size_t size = <size_t>PyBytes_GET_SIZE(frame)
+        cdef size_t size = size_of(frame)
         if not link.up:
             raise ValueError(f"the link to shard {shard} is down")
         if size > 0xFFFFFFFF - REQUEST_HEADER:
@@ -819,13 +786,7 @@ cdef class Switch:
         """Take reply bytes of ``shard`` and put them into their places; return (clients, answers)."""
         cdef list clients = []
         cdef list answers = []
-        self._merge(
-            shard,
-            <const uint8_t *>PyBytes_AS_STRING(data),
-            <size_t>PyBytes_GET_SIZE(data),
-            clients,
-            answers,
-        )
+        self._merge(shard, data_of(data), size_of(data), clients, answers)
         return clients, answers
 
     cdef int _merge(self, int shard, const uint8_t *data, size_t size, list clients, list answers) except -1:

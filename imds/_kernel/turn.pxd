@@ -136,7 +136,9 @@ cdef inline bint link_reserve(Link *link) noexcept nogil:
     return True
 
 
-cdef inline void link_push(Link *link, Turn *turn, uint32_t group, uint32_t count, size_t size) noexcept nogil:
+cdef inline void link_push(
+    Link *link, Turn *turn, uint32_t group, uint32_t count, size_t size
+) noexcept nogil:
     """Note that an envelope of ``size`` bytes has been completed. The ring has room."""
     cdef Pending *entry = link_pending(link, link.pending)
     link.queued += size

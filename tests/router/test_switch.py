@@ -442,12 +442,14 @@ def test_refuse(bench: Bench) -> None:
 
 
 def test_choked(switch_class: type[twin.Switch]) -> None:
+    """More than the limit chokes who adds to it, exactly the limit does not."""
     with Bench(switch_class, backlog_limit=1000) as bench:
         client, other, (one, two) = bench.switch.attach(None), bench.switch.attach(None), bench.keys
-        small = request(b"get", one)
-        bench.switch.feed(client, request(b"set", one, b"v" * (1000 - bench.switch.backlog(0) - 200)))
+        small, headers = request(b"get", one), 16 + len(request(b"set", one, b""))
+        bench.switch.feed(client, request(b"set", one, b"v" * (1000 - headers)))
+        assert bench.switch.backlog(0) == 1000
         assert client.choked == -1
-        bench.switch.feed(client, request(b"set", one, b"v" * 200) + request(b"get", two))
+        bench.switch.feed(client, small + request(b"get", two))
         assert client.choked == 0
         bench.switch.feed(other, request(b"get", two))
         assert other.choked == -1
