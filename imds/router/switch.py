@@ -449,12 +449,15 @@ class Switch:
             start = position + _REPLY_HEADER
             end = position + LENGTH + length
             receiver, places, _ = pending[0] if pending else _NOBODY
-            replies = None
+            replies: list[bytes | None] | None = None
             if ticket == due and count == len(places) > 0:
                 if end > size:
                     link.need = end - position
                     break
-                replies = _split_replies(data, start, end, count)
+                if count == 1 and end - start >= 4 and _read_u32(data, start)[0] == end - start - 4:
+                    replies = [data[start:end]]  # most are: a call saved
+                else:
+                    replies = _split_replies(data, start, end, count)
             if replies is None:
                 link.touched, link.lost = touched, [token for token, _ in answers]
                 raise LinkError(
@@ -568,8 +571,6 @@ def _split_replies(data: bytes, start: int, end: int, count: int) -> list[bytes 
     """Return the replies in ``data[start:end]``, or None if that is not exactly ``count`` replies."""
     replies: list[bytes | None] = []
     try:
-        if count == 1:
-            return [data[start:end]] if end - start == 4 + _read_u32(data, start)[0] else None
         for _ in range(count):
             stop = start + 4 + _read_u32(data, start)[0]
             replies.append(data[start:stop])
