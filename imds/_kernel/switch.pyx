@@ -1,4 +1,4 @@
-"""The router's inner loop: the compiled twin of ``imds/router/switch.py``, with the picture and the rules.
+"""The router's inner loop, compiled. Its twin, ``imds/router/switch.py``, has the picture and the rules.
 
 What differs is how a turn is held, so that a request costs no allocation and no Python object::
 
