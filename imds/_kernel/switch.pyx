@@ -175,6 +175,8 @@ cdef class Client:
 
     cdef readonly object owner
     cdef readonly Py_ssize_t inflight
+    cdef readonly int fd
+    cdef public bint plain
     cdef public bint closing
     cdef public int choked
     cdef Stream _out
@@ -355,10 +357,11 @@ cdef class Switch:
 
     # -- clients ---------------------------------------------------------------------------------------
 
-    def attach(self, owner):
-        """Return the switch's side of a new client."""
+    def attach(self, owner, int fd=-1):
+        """Return the switch's side of a new client, whose socket is ``fd``."""
         cdef Client client = Client.__new__(Client)
         client.owner = owner
+        client.fd = fd
         return client
 
     def detach(self, Client client not None):
@@ -385,6 +388,49 @@ cdef class Switch:
         if size:
             self._feed(client, self._inbox, <size_t>size, questions)
         return size, questions
+
+    def receive_all(self, list clients not None, Py_ssize_t window):
+        """Receive from each of these that is plain; return (ended, to think about, questions)."""
+        cdef Client client
+        cdef Py_ssize_t size
+        cdef list ended = []
+        cdef list changed = []
+        cdef list questions = []
+        for client in clients:
+            if not client.plain:
+                continue
+            size = recv(client.fd, self._inbox, RECEIVE, 0)
+            if size > 0:
+                self._feed(client, self._inbox, <size_t>size, questions)
+                if (
+                    stream_size(&client._out)
+                    or client.inflight >= window
+                    or client.choked >= 0
+                    or client.closing
+                ):
+                    changed.append(client)
+            elif size == 0 or (errno != EAGAIN and errno != EINTR):
+                ended.append(client)
+        return ended, changed, questions
+
+    def flush_all(self, list clients not None):
+        """Flush each of these clients that is plain; return those that are left to the router."""
+        cdef Client client
+        cdef Py_ssize_t sent
+        cdef size_t size
+        cdef list left = []
+        for client in clients:
+            if client.plain and not client.closing:
+                size = stream_size(&client._out)
+                if not size:
+                    continue
+                sent = send(client.fd, stream_front(&client._out), size, QUIETLY)
+                if sent > 0:
+                    stream_drop(&client._out, <size_t>sent, KEEP_CLIENT)
+                    if <size_t>sent == size:
+                        continue
+            left.append(client)
+        return left
 
     def feed(self, Client client not None, bytes data not None):
         """Take bytes that the client sent; return the questions."""

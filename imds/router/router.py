@@ -36,7 +36,7 @@ from imds.hashslots import SlotMap
 from imds.process import Signals, raise_descriptor_limit, set_schedule, start_logging
 from imds.protocol import encode_error, encode_request
 from imds.router.gather import Gather, ShardStatus
-from imds.router.kernel import LinkError, Switch
+from imds.router.kernel import Client, LinkError, Switch
 
 WINDOW = 4096  # unanswered requests of one client above which it is not read
 OUT_LIMIT = 1 << 20  # bytes of unread replies above which a client is not read
@@ -62,7 +62,8 @@ class Connection:
     def __init__(self, sock: socket.socket, switch: Switch) -> None:
         self.sock = sock
         self.fd = sock.fileno()
-        self.client = switch.attach(self)
+        self.client = switch.attach(self, self.fd)
+        self.client.plain = True
         self.mask = READ
         self.eof = False
         self.lingers_until = 0.0  # 0: it does not
@@ -99,7 +100,8 @@ class Router:
         self._choked: dict[int, set[Connection]] = {}  # by shard: who waits until its backlog is gone
         self._gathers: set[Gather] = set()
         self._silent: set[int] = set()  # shards that owe an answer which nobody waits for any more
-        self._dirty: dict[Connection, None] = {}  # has output or news; looked at once, at the end of a turn
+        self._answered: list[Client] = []  # has output, and is sent it at the end of a turn
+        self._dirty: dict[Connection, None] = {}  # has news; looked at once, at the end of a turn
         self._accepting = False
         self._next_warning = 0.0
         self._drains_until = 0.0  # 0: not draining
@@ -120,12 +122,15 @@ class Router:
         self._accept(True)
         self._channel.send("ready")
         while True:
+            readable = []
             for key, mask in selector.select(self._timeout()):
                 owner = key.data
                 if type(owner) is Connection:
-                    if not owner.mask:
+                    if owner.client.plain:
+                        readable.append(owner.client)
+                    elif not owner.mask:
                         continue  # dropped earlier in this turn
-                    if mask & READ:
+                    elif mask & READ:
                         self._receive(owner)
                     else:
                         self._dirty[owner] = None
@@ -134,6 +139,8 @@ class Router:
                         self._receive_link(owner)
                 else:
                     owner(key.fileobj)
+            if readable:
+                self._receive_all(readable)
             self._flush_links()
             self._flush_clients()
             if self._lingering or self._gathers or not self._accepting:
@@ -194,6 +201,19 @@ class Router:
                 self._switch.refuse(connection.client, busy)
                 self._dirty[connection] = None
 
+    def _receive_all(self, clients: list[Client]) -> None:
+        """Receive from clients that were plain when the turn began: nearly all, nearly always."""
+        ended, changed, questions = self._switch.receive_all(clients, WINDOW)
+        for turn, command in questions:
+            self._ask_all(turn, command)
+        for client in changed:
+            if client.choked >= 0:
+                self._choked.setdefault(client.choked, set()).add(client.owner)
+            self._dirty[client.owner] = None
+        for client in ended:
+            if client.owner in self._connections:
+                self._receive(client.owner)
+
     def _receive(self, connection: Connection) -> None:
         client = connection.client
         if connection.lingers_until:
@@ -219,7 +239,11 @@ class Router:
             self._dirty[connection] = None
 
     def _flush_clients(self) -> None:
-        """Send every dirty client what its socket takes, then decide what to wait for next."""
+        """Send every client what its socket takes; for dirty ones decide what to wait for next."""
+        if self._answered:
+            answered, self._answered = self._answered, []
+            for client in self._switch.flush_all(answered):
+                self._dirty[client.owner] = None
         dirty, self._dirty = self._dirty, {}
         for connection in dirty:
             if connection not in self._connections or connection.lingers_until:
@@ -260,6 +284,7 @@ class Router:
             else:
                 self._selector.unregister(connection.fd)
             connection.mask = mask
+        connection.client.plain = mask == READ
 
     def _finish_connection(self, connection: Connection) -> None:
         """All has been answered and no more will be: close, but let the last reply arrive."""
@@ -274,6 +299,7 @@ class Router:
         connection.lingers_until = time.monotonic() + (LINGER_DRAINING if self._drains_until else LINGER)
         self._lingering.add(connection)
         self._watch(connection, READ)
+        connection.client.plain = False
 
     def _discard(self, connection: Connection) -> None:
         try:
@@ -314,8 +340,7 @@ class Router:
         if size == 0:
             self._lose(link)
             return
-        for client in clients:
-            self._dirty[client.owner] = None
+        self._answered += clients
         if answers:
             self._silent.discard(shard)
         for gather, reply in answers:

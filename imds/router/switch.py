@@ -69,14 +69,17 @@ class Client:
     ``inflight`` counts requests without an emitted reply; ``out`` holds replies that the socket has
     not taken; ``closing`` is set once a malformed frame has been answered: nothing more is parsed.
     ``choked`` is a shard whose backlog was over the limit when this client last added to it, or -1.
+    ``plain`` is the router's word that nothing but its output is to be thought of; see ``flush_all``.
 
     Of these the compiled twin promises: ``out`` is true while it holds something.
     """
 
-    __slots__ = ("choked", "closing", "inflight", "out", "owner", "rest", "scan", "turns")
+    __slots__ = ("choked", "closing", "fd", "inflight", "out", "owner", "plain", "rest", "scan", "turns")
 
-    def __init__(self, owner: Any, scan: FrameScan) -> None:
+    def __init__(self, owner: Any, fd: int, scan: FrameScan) -> None:
         self.owner = owner
+        self.fd = fd
+        self.plain = False
         self.turns: deque[Turn] = deque()
         self.out = bytearray()
         self.inflight = 0
@@ -183,9 +186,9 @@ class Switch:
 
     # -- clients ----------------------------------------------------------------------------------
 
-    def attach(self, owner: Any) -> Client:
-        """Return the switch's side of a new client."""
-        return Client(owner, FrameScan(self._max_tokens, self._max_request))
+    def attach(self, owner: Any, fd: int = -1) -> Client:
+        """Return the switch's side of a new client, whose socket is ``fd``."""
+        return Client(owner, fd, FrameScan(self._max_tokens, self._max_request))
 
     def detach(self, client: Client) -> None:
         """Forget a client that is gone; the replies that are still under way to it will be dropped."""
@@ -211,6 +214,50 @@ class Switch:
         """
         data = os.read(fd, RECEIVE)
         return len(data), self.feed(client, data) if data else []
+
+    def receive_all(
+        self, clients: list[Client], window: int
+    ) -> tuple[list[Client], list[Client], list[tuple[Turn, Command]]]:
+        """:meth:`receive` from each of these clients that is ``plain``, in one call; returns three lists.
+
+        Clients whose stream is at its end, or broken: receiving once more tells. Clients that the router has
+        to think about, because they have output, are choked or closing, or have ``window`` or more
+        requests in flight. And the questions of all of them.
+        """
+        ended, changed, questions = [], [], []
+        for client in clients:
+            if not client.plain:
+                continue
+            try:
+                size, asked = self.receive(client, client.fd)
+            except BlockingIOError:
+                continue
+            except OSError:
+                size, asked = 0, []
+            if not size:
+                ended.append(client)
+                continue
+            questions += asked
+            if client.out or client.inflight >= window or client.choked >= 0 or client.closing:
+                changed.append(client)
+        return ended, changed, questions
+
+    def flush_all(self, clients: list[Client]) -> list[Client]:
+        """:meth:`flush` each of these clients that is ``plain``, in one call for all.
+
+        Returns the others, and those of which the socket did not take everything: for these the router
+        has to do it, and to decide what comes next.
+        """
+        left = []
+        for client in clients:
+            if client.plain and not client.closing:
+                try:
+                    if not _write(client.fd, client.out)[1]:
+                        continue
+                except OSError:
+                    pass  # the router's own try will say so
+            left.append(client)
+        return left
 
     def feed(self, client: Client, data: bytes) -> list[tuple[Turn, Command]]:
         """Take bytes that the client sent: hand its whole requests to the shards that own their keys.

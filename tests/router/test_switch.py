@@ -7,6 +7,7 @@ import socket
 import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -511,6 +512,66 @@ def test_there_and_back_by_sockets(bench: Bench) -> None:
         bench.switch.flush_link(1, bench.wires[1].fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
         bench.switch.receive(client, 999_999)
+
+
+def test_many_clients_in_one_call(bench: Bench) -> None:
+    """Each kind of client once: what ``receive_all`` and ``flush_all`` do with it, and what they leave."""
+    get = request(b"get", bench.keys[0])
+    kinds = ("asks", "silent", "ends", "broken", "wrong", "stats", "many", "malformed", "not plain")
+    with ExitStack() as stack:
+        wires = {kind: stack.enter_context(Wire()) for kind in kinds}
+        clients = {kind: bench.switch.attach(kind, wire.fd) for kind, wire in wires.items()}
+        for kind, client in clients.items():
+            assert client.fd == wires[kind].fd
+            client.plain = kind != "not plain"
+        for kind in ("asks", "not plain"):
+            wires[kind].give(get)
+        wires["ends"].far.close()
+        broken = bench.switch.attach("broken", 999_999)
+        broken.plain = True
+        wires["wrong"].give(request(b"nonsense"))
+        wires["stats"].give(request(b"stats"))
+        wires["many"].give(get * 3)
+        wires["malformed"].give(b"\xff" * 8)
+        everyone = [broken if kind == "broken" else client for kind, client in clients.items()]
+        ended, changed, questions = bench.switch.receive_all(everyone, 3)
+        assert [client.owner for client in ended] == ["ends", "broken"]
+        assert [client.owner for client in changed] == ["wrong", "many", "malformed"]
+        assert [command.name for _, command in questions] == ["stats"]
+        assert [clients[kind].inflight for kind in kinds] == [1, 0, 0, 0, 0, 1, 3, 0, 0]
+        assert clients["malformed"].closing
+
+        assert [client.owner for client in bench.serve(0)] == ["asks", "many"]
+        left = bench.switch.flush_all(everyone)
+        assert [client.owner for client in left] == ["malformed", "not plain"]
+        assert wires["asks"].take() == shard_reply(0, get)
+        assert wires["many"].take() == shard_reply(0, get) * 3
+        assert wires["wrong"].take() == unknown()
+        assert not wires["malformed"].take()
+        assert clients["malformed"].out
+
+
+def test_flush_all_leaves_what_the_socket_does_not_take(bench: Bench) -> None:
+    get = request(b"get", bench.keys[0])
+    with Wire() as full, Wire() as gone:
+        clients = [bench.switch.attach(wire, wire.fd) for wire in (full, gone)]
+        for client in clients:
+            client.plain = True
+        gone.far.close()
+        bench.switch.feed(clients[1], get)
+        expected = b""
+        while not bench.switch.flush_all(clients[:1]):
+            bench.switch.feed(clients[0], get * 1000)
+            expected += shard_reply(0, get) * 1000
+            bench.serve(0)
+        assert bench.switch.flush_all(clients) == clients
+        received = b""
+        while len(received) < len(expected):
+            received += full.take()
+            bench.switch.flush_all(clients[:1])
+        assert received == expected
+        with pytest.raises(BrokenPipeError):
+            bench.switch.flush(clients[1], gone.fd)
 
 
 def test_one_wake_up_takes_a_bounded_piece(bench: Bench) -> None:
