@@ -368,6 +368,8 @@ cdef class Switch:
         """Forget a client that is gone; the replies that are still under way to it will be dropped."""
         client_leave(client)
         client.closing = True
+        client.plain = False
+        client.fd = -1  # its number may soon be another client's
 
     def refuse(self, Client client not None, bytes reply not None):
         """Answer a client by ``reply``, whatever it sends from now on, and take nothing more from it."""

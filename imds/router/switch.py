@@ -199,6 +199,8 @@ class Switch:
         client.rest.clear()
         client.inflight = 0
         client.closing = True
+        client.plain = False
+        client.fd = -1  # its number may soon be another client's
 
     def refuse(self, client: Client, reply: bytes) -> None:
         """Answer a client by ``reply``, whatever it sends from now on, and take nothing more from it."""

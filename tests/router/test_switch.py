@@ -551,6 +551,18 @@ def test_many_clients_in_one_call(bench: Bench) -> None:
         assert clients["malformed"].out
 
 
+def test_the_socket_of_a_client_that_is_gone_is_left_alone(bench: Bench) -> None:
+    with Wire() as wire:
+        client = bench.switch.attach(None, wire.fd)
+        client.plain = True
+        bench.switch.detach(client)
+        wire.give(b"for the next one with this number")
+        assert bench.switch.receive_all([client], 1) == ([], [], [])
+        client.plain = True
+        assert bench.switch.receive_all([client], 1) == ([client], [], [])
+        assert wire.near.recv(100) == b"for the next one with this number"
+
+
 def test_flush_all_leaves_what_the_socket_does_not_take(bench: Bench) -> None:
     get = request(b"get", bench.keys[0])
     with Wire() as full, Wire() as gone:
