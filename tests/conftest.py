@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -32,6 +33,15 @@ def _variants() -> list[str]:
     """The compiled one is there where it was built; IMDS_REQUIRE_KERNEL=1 makes its absence a failure."""
     required = os.environ.get("IMDS_REQUIRE_KERNEL", "") not in ("", "0")
     return ["python", "compiled"] if required or find_spec("imds._kernel.store") else ["python"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With IMDS_FORBID_SKIPS=1 a test that is skipped has failed: what it needs was to be installed."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("IMDS_FORBID_SKIPS") == "1":
+        report.outcome = "failed"
+    return report
 
 
 @pytest.fixture(scope="session", params=_variants())
