@@ -65,12 +65,15 @@ from imds._kernel.skiplist cimport (
 from imds._kernel.table cimport (
     Item,
     Table,
+    chain_of,
+    fetch,
     item_in,
     key_of,
     table_add,
     table_find,
     table_flaw,
     table_free,
+    table_guess,
     table_hash,
     table_init,
     table_put,
@@ -89,6 +92,7 @@ cdef enum:
     RECORD_HEADER = 20
     MOST_TOKENS = 4      # that any command here looks at
     ROOM = 256           # bytes of reply buffer that each command finds free
+    BROKEN = 1           # an envelope's size, for one that no router makes
 
 
 ctypedef struct Token:
@@ -96,10 +100,27 @@ ctypedef struct Token:
     size_t size
 
 ctypedef struct Request:
-    const uint8_t *frame
+    const uint8_t *frame     # NULL: malformed
     size_t size
     uint32_t count
     Token tokens[MOST_TOKENS]
+    uint64_t hash            # of the key, if there are two tokens or more
+    Item *entry              # where the key was found ahead of time, or NULL: a hint
+
+# What lies ahead of the request that is run: each is parsed once, AHEAD requests early, and the memory that it will
+# need is fetched meanwhile, in three steps: its chain in the table, its entry, its neighbours in the ring.
+cdef enum:
+    AHEAD = 16
+
+ctypedef struct Reader:
+    const uint8_t *data
+    size_t size
+    size_t pos               # of the next envelope
+    const uint8_t *at        # the next request of this one; NULL: it is malformed from here on
+    const uint8_t *end
+    uint32_t left            # requests of this envelope
+    size_t read
+    Request requests[AHEAD]
 
 # Commands that are not here, unknown ones and those of the process, are answered by Python.
 cdef enum Name:
@@ -165,9 +186,10 @@ cdef const uint8_t *parse(const uint8_t *at, const uint8_t *end, Request *reques
     """Find the tokens of the request at ``at``; return where it ends, or NULL if it ends behind ``end``."""
     cdef uint32_t i
     cdef size_t size
-    request.frame = at
-    if end - at < 4:
+    request.frame = NULL
+    if at == NULL or end - at < 4:
         return NULL
+    cdef const uint8_t *start = at
     request.count = get_u32(at)
     at += 4
     for i in range(request.count):
@@ -181,8 +203,58 @@ cdef const uint8_t *parse(const uint8_t *at, const uint8_t *end, Request *reques
             request.tokens[i].at = at
             request.tokens[i].size = size
         at += size
-    request.size = <size_t>(at - request.frame)
+    request.frame = start
+    request.size = <size_t>(at - start)
     return at
+
+
+cdef size_t envelope_size(const uint8_t *data, size_t size, size_t pos) noexcept nogil:
+    """Return the bytes of the envelope at ``pos``, 0 if it is cut short, BROKEN if no router makes it."""
+    cdef uint32_t length, count
+    if size - pos < REQUEST_HEADER:
+        return 0
+    length = get_u32(data + pos)
+    count = get_u32(data + pos + 8)
+    if length < 12 or count > MAX_COUNT or count > (length - 12) // 4 or get_u32(data + pos + 12) != 0:
+        return BROKEN
+    return 4 + <size_t>length if length <= size - pos - 4 else 0
+
+
+cdef void read_ahead(Reader *reader, const Table *table) noexcept nogil:
+    """Read one request more, if there is one, and have its chain fetched."""
+    cdef Request *request = &reader.requests[reader.read % AHEAD]
+    cdef size_t size
+    while reader.left == 0:
+        size = envelope_size(reader.data, reader.size, reader.pos)
+        if size == 0 or size == BROKEN:
+            return
+        reader.left = get_u32(reader.data + reader.pos + 8)
+        reader.at = reader.data + reader.pos + REQUEST_HEADER
+        reader.pos += size
+        reader.end = reader.data + reader.pos
+    reader.left -= 1
+    reader.read += 1
+    reader.at = parse(reader.at, reader.end, request)
+    request.entry = NULL
+    if reader.at != NULL and request.count > 1:
+        request.hash = table_hash(table, request.tokens[1].at, request.tokens[1].size)
+        fetch(chain_of(table, request.hash))
+
+
+cdef void fetch_entry(Request *request, const Table *table) noexcept nogil:
+    """Have the entry of a request fetched, whose chain has arrived."""
+    if request.frame != NULL and request.count > 1:
+        request.entry = table_guess(table, request.hash)
+        if request.entry != NULL:
+            fetch(request.entry)
+            fetch(<uint8_t *>request.entry + 64)
+
+
+cdef void fetch_neighbours(const Request *request) noexcept nogil:
+    """Have the ring's memory fetched around an entry that has arrived. No entry is freed while requests run."""
+    if request.entry != NULL:
+        fetch(request.entry.next)
+        fetch(request.entry.second.older)
 
 
 cdef const Row *find_row(const Token *name) noexcept nogil:
@@ -267,43 +339,48 @@ cdef class UnifiedStore:
             buffer_empty(&self._out)
 
     cdef size_t _run(self, const uint8_t *data, size_t size) except? 0:
-        cdef size_t pos = 0, total
-        cdef uint32_t length, count, dialect, done
-        cdef const uint8_t *at
-        cdef const uint8_t *end
-        cdef Request request
-        while size - pos >= REQUEST_HEADER:
-            length = get_u32(data + pos)
+        cdef size_t pos = 0, envelope, total, run = 0
+        cdef uint32_t count, done
+        cdef Reader reader
+        cdef Request *request
+        reader.data = data
+        reader.size = size
+        reader.pos = reader.read = reader.left = 0
+        while True:
+            envelope = envelope_size(data, size, pos)
+            if envelope == BROKEN and pos == 0:
+                raise ValueError(f"no router sends an envelope that begins with {data[:REQUEST_HEADER]!r}")
+            if envelope == BROKEN or envelope == 0:
+                return pos
             count = get_u32(data + pos + 8)
-            dialect = get_u32(data + pos + 12)
-            if length < 12 or count > MAX_COUNT or count > (length - 12) // 4 or dialect != 0:
-                if pos:
-                    break
-                raise ValueError(f"no router sends an envelope of {length} bytes, {count} requests, {dialect=}")
-            if length > size - pos - 4:
-                break
             self.ops += count
             self._reserve_reply(REPLY_HEADER)
             self._out.size += REPLY_HEADER
             self._replies = self._out.size
-            at = data + pos + REQUEST_HEADER
-            end = data + pos + 4 + length
             for done in range(count):
+                while reader.read < run + AHEAD:
+                    total = reader.read
+                    read_ahead(&reader, &self._table)
+                    if reader.read == total:
+                        break
+                if run + AHEAD // 2 < reader.read:
+                    fetch_entry(&reader.requests[(run + AHEAD // 2) % AHEAD], &self._table)
+                if run + AHEAD // 4 < reader.read:
+                    fetch_neighbours(&reader.requests[(run + AHEAD // 4) % AHEAD])
+                request = &reader.requests[run % AHEAD]
+                run += 1
                 self._reserve_reply(ROOM)
-                if at != NULL:
-                    at = parse(at, end, &request)
-                if at == NULL:
+                if request.frame == NULL:
                     self._reply(MALFORMED)
                 else:
-                    self._answer(&request)
+                    self._answer(request)
             total = self._out.size - self._replies
             if total > 0xFFFFFFFF - 8:
                 raise OverflowError("the replies to one envelope are 4 GiB or more")
             set_u32(self._out.data + self._replies - 12, <uint32_t>total + 8)
             set_u32(self._out.data + self._replies - 8, get_u32(data + pos + 4))
             set_u32(self._out.data + self._replies - 4, count)
-            pos += 4 + <size_t>length
-        return pos
+            pos += envelope
 
     cdef int _answer(self, Request *request) except -1:
         """Run one request; its reply, or at least ROOM bytes of it, fits into the buffer."""
@@ -368,7 +445,7 @@ cdef class UnifiedStore:
     # ---- commands --------------------------------------------------------------------------------
 
     cdef int _get(self, Request *request) except -1:
-        cdef Item *entry = self._read(&request.tokens[1])
+        cdef Item *entry = self._read(request)
         if entry == NULL:
             self._reply(NONE)
         elif is_set(entry):
@@ -385,8 +462,7 @@ cdef class UnifiedStore:
     cdef int _set(self, Request *request) except -1:
         cdef Token *key = &request.tokens[1]
         cdef Token *value = &request.tokens[2]
-        cdef uint64_t hash
-        cdef Item *old = self._find(key, &hash)
+        cdef Item *old = self._find(request)
         cdef size_t cost = entry_bytes(key.size, value.size)
         cdef int64_t change = <int64_t>cost - (<int64_t>entry_cost(old) if old != NULL else 0)
         cdef Item *entry
@@ -402,7 +478,7 @@ cdef class UnifiedStore:
             ring_remove(old)
             self._remember(REPLACED, entry, old, 0)
         else:
-            if not table_add(&self._table, hash, entry):
+            if not table_add(&self._table, request.hash, entry):
                 free(entry)
                 self._reply(OUT_OF_MEMORY)
                 return 0
@@ -413,7 +489,7 @@ cdef class UnifiedStore:
         return 0
 
     cdef int _del(self, Request *request) except -1:
-        cdef Item *entry = self._find(&request.tokens[1], NULL)
+        cdef Item *entry = self._find(request)
         if entry == NULL:
             self._reply(NONE)
         elif not self._reserve(request.size):
@@ -427,7 +503,6 @@ cdef class UnifiedStore:
         cdef Token *key = &request.tokens[1]
         cdef Token *member = &request.tokens[3]
         cdef double score
-        cdef uint64_t hash
         cdef Item *entry
         cdef Item *node
         cdef Zset *zset
@@ -435,9 +510,9 @@ cdef class UnifiedStore:
         if not read_score(request.tokens[2].at, request.tokens[2].size, &score):
             self._reply(BAD_SCORE)
             return 0
-        entry = self._find(key, &hash)
+        entry = self._find(request)
         if entry == NULL:
-            return self._zadd_new(request, hash, score)
+            return self._zadd_new(request, score)
         if not is_set(entry):
             self._reply(WRONG_TYPE)
             return 0
@@ -470,7 +545,7 @@ cdef class UnifiedStore:
         self._effect(request)
         return 0
 
-    cdef int _zadd_new(self, Request *request, uint64_t hash, double score) except -1:
+    cdef int _zadd_new(self, Request *request, double score) except -1:
         """zadd to a key that is not here."""
         cdef Token *key = &request.tokens[1]
         cdef Token *member = &request.tokens[3]
@@ -485,7 +560,7 @@ cdef class UnifiedStore:
             cost = entry_bytes(key.size, sizeof(Zset *)) + zset_cost(zset)
             if self._make_room(True, <int64_t>cost, cost):
                 entry = entry_new(key.at, key.size, &zset, sizeof(zset), IS_SET)
-                if entry != NULL and self._reserve(request.size) and table_add(&self._table, hash, entry):
+                if entry != NULL and self._reserve(request.size) and table_add(&self._table, request.hash, entry):
                     ring_add(&self._ring, entry)
                     self.used += cost
                     self._remember(ADDED, entry, NULL, 0)
@@ -499,7 +574,7 @@ cdef class UnifiedStore:
 
     cdef int _zrem(self, Request *request) except -1:
         cdef Token *member = &request.tokens[2]
-        cdef Item *entry = self._find(&request.tokens[1], NULL)
+        cdef Item *entry = self._find(request)
         cdef Item *node
         cdef Zset *zset
         if entry == NULL:
@@ -536,7 +611,7 @@ cdef class UnifiedStore:
         ):
             self._reply(BAD_SCORE)
             return 0
-        entry = self._read(&request.tokens[1])
+        entry = self._read(request)
         if entry == NULL:
             self._reply(NONE)
             return 0
@@ -569,7 +644,7 @@ cdef class UnifiedStore:
         return 0
 
     cdef int _zrank(self, Request *request) except -1:
-        cdef Item *entry = self._read(&request.tokens[1])
+        cdef Item *entry = self._read(request)
         cdef Item *node
         cdef size_t size
         if entry == NULL:
@@ -589,20 +664,18 @@ cdef class UnifiedStore:
 
     # ---- what commands are made of ---------------------------------------------------------------
 
-    cdef inline Item *_find(self, const Token *key, uint64_t *hash) noexcept:
-        """Return the key's entry, made the most recently used, or NULL; the key's hash goes to ``hash``."""
-        cdef uint64_t here = table_hash(&self._table, key.at, key.size)
-        cdef uint64_t *slot = table_find(&self._table, here, key.at, key.size)
-        if hash != NULL:
-            hash[0] = here
+    cdef inline Item *_find(self, const Request *request) noexcept:
+        """Return the entry of the request's key, made the most recently used, or NULL."""
+        cdef const Token *key = &request.tokens[1]
+        cdef uint64_t *slot = table_find(&self._table, request.hash, key.at, key.size)
         if slot == NULL:
             return NULL
         ring_touch(&self._ring, item_in(slot[0]))
         return item_in(slot[0])
 
-    cdef inline Item *_read(self, const Token *key) noexcept:
+    cdef inline Item *_read(self, const Request *request) noexcept:
         """The same, counted as a hit or a miss."""
-        cdef Item *entry = self._find(key, NULL)
+        cdef Item *entry = self._find(request)
         if entry == NULL:
             self.misses += 1
         else:
@@ -789,6 +862,8 @@ cdef class UnifiedStore:
             if parse(data + pos, data + pos + length, &request) == data + pos + length and request.count:
                 row = find_row(&request.tokens[0])
             if row != NULL and row.write and memory.memcmp(row.name, request.tokens[0].at, row.size) == 0:
+                if request.count > 1:
+                    request.hash = table_hash(&self._table, request.tokens[1].at, request.tokens[1].size)
                 self._answer(&request)
             if self._out.size == 0 or get_u32(self._out.data + 4) > MISSING:
                 if self._out.size == <size_t>len(OUT_OF_MEMORY) and not memory.memcmp(

@@ -66,6 +66,17 @@ ctypedef struct Table:
     size_t segments_room    # places in ``segments``
 
 
+cdef extern from *:
+    """
+    #if defined(__GNUC__)
+    #define fetch(address) __builtin_prefetch(address)
+    #else
+    #define fetch(address) ((void)(address))
+    #endif
+    """
+    void fetch(const void *address) noexcept nogil  # into the cache; any address will do
+
+
 cdef inline uint8_t *key_of(Item *item) noexcept nogil:
     return <uint8_t *>item + sizeof(Item)
 
@@ -148,6 +159,19 @@ cdef inline uint64_t *table_find(const Table *table, uint64_t hash, const uint8_
                 if item.size == size and memcmp(key_of(item), key, size) == 0:
                     return &bucket.slots[i]
         bucket = bucket.more
+    return NULL
+
+
+cdef inline Item *table_guess(const Table *table, uint64_t hash) noexcept nogil:
+    """Return the item of this hash if its chain's first bucket has it, most likely; NULL is no answer.
+
+    Neither another bucket nor an item is read.
+    """
+    cdef Bucket *bucket = chain_of(table, hash)
+    cdef int i
+    for i in range(SLOTS):
+        if (bucket.slots[i] ^ hash) >> ADDRESS_BITS == 0:
+            return item_in(bucket.slots[i])
     return NULL
 
 
