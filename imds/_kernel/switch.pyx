@@ -92,6 +92,10 @@ cdef extern from *:
     """
     const int QUIETLY
 
+cdef enum:
+    # Not as a literal where it is used: Cython would compute with Python integers there.
+    U32_MAX = 0xFFFFFFFFu
+
 cdef size_t RECEIVE = _twin.RECEIVE
 cdef size_t RECEIVE_LINK = _twin.RECEIVE_LINK
 cdef uint64_t SLOT_MASK = _hashslots.SLOTS - 1
@@ -561,7 +565,7 @@ cdef class Switch:
             link.count = 0
             self._shard_of[self._groups] = <int>(link - self._links)
             self._groups += 1
-        if stream_size(&link.out) - link.header > 0xFFFFFFFF - size:
+        if stream_size(&link.out) - link.header > U32_MAX - size:
             raise OverflowError("an envelope of 4 GiB")
         if not stream_add(&link.out, frame, size):
             raise MemoryError
