@@ -1,13 +1,20 @@
 """THE table of commands: the one truth for arity, routing, help and documentation.
 
 To add a command, add its row here and its method in ``shard/store.py`` (and its compiled twin);
-nothing else needs to know its name. The router reads ``first_key``, ``write`` and ``spread`` only.
+nothing else needs to know its name. The router reads ``first_key``, ``write``, ``spread``, ``combine`` only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+
+
+class Combine(Enum):
+    """What the router makes of the shards' replies to one request."""
+
+    ROWS = "a list with one JSON object for each shard, dead or alive"
+    EVERY = "OK if every shard says OK, otherwise an error that names the shards that do not"
 
 
 class Spread(Enum):
@@ -29,10 +36,15 @@ class Command:
     usage: str
     summary: str
     first_key: int = 1
+    combine: Combine | None = None  # of those that go to every shard
 
     def arity_ok(self, ntokens: int) -> bool:
         """Whether a request of ``ntokens`` tokens, name included, may be this command."""
         return self.min_tokens <= ntokens <= self.max_tokens
+
+
+def _all(name: str, combine: Combine, summary: str) -> Command:
+    return Command(name, 1, 1, False, Spread.ALL, name, summary, combine=combine)
 
 
 def _key(name: str, arguments: str, summary: str, *, write: bool = False) -> Command:
@@ -48,7 +60,9 @@ _ROWS = (
     _key("zrange", "key start_score end_score", "score:member pairs in score order, ends included"),
     _key("zrank", "key member", "the 0-based rank of member, lowest score first"),
     _key("zrem", "key member", "remove member from a sorted set", write=True),
-    Command("stats", 1, 1, False, Spread.ALL, "stats", "one JSON object per shard"),
+    _all("stats", Combine.ROWS, "one JSON object per shard"),
+    _all("sync", Combine.EVERY, "wait until all that this connection wrote is on the disk"),
+    _all("rewrite", Combine.EVERY, "have every shard's log rewritten, one after the other"),
 )
 
 COMMANDS: dict[str, Command] = {row.name: row for row in _ROWS}

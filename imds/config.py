@@ -41,6 +41,8 @@ class Config:
     unix: str = ""
     dir: str = "imds-data"
     appendfsync: str = "everysec"
+    aof_rewrite_percentage: int = 100
+    aof_rewrite_min_size: int = 64 << 20
     capacity: int = 0
     maxmemory: int = 0
     maxmemory_policy: str = "noeviction"
@@ -93,6 +95,9 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
+_A_SIZE = "a number of bytes such as 1048576, 512mb or 2gb"
+
+
 def _unix_path(text: str) -> str:
     if "\0" in text or len(os.fsencode(Path(text).absolute())) > 100:
         raise ValueError
@@ -101,12 +106,13 @@ def _unix_path(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One row of the table. ``default`` is a text only where it depends on the machine."""
+    """One row of the table. ``default`` is how help shows it, where that is not the value itself."""
 
     field: str
     metavar: str
     parser: tuple[Callable[[str], Any], str]
     help: str
+    default: str | None = None
 
     @property
     def flag(self) -> str:
@@ -126,7 +132,7 @@ class Option:
 
 
 OPTIONS = (
-    Option("shards", "N", _integer(1, MAX_SHARDS), "worker processes; default: the number of cores"),
+    Option("shards", "N", _integer(1, MAX_SHARDS), "worker processes", "the number of cores"),
     Option("host", "ADDRESS", _text("an address to listen on"), "address to listen on"),
     Option("port", "PORT", _integer(0, 65535), "TCP port; 0 picks a free one, named in the ready line"),
     Option("unix", "PATH", (_unix_path, "a path of at most 100 bytes"), "also listen on this Unix socket"),
@@ -137,11 +143,24 @@ OPTIONS = (
         _choice("always", "everysec", "no"),
         "when writes reach the disk: always (before each reply), everysec, no (when the system likes)",
     ),
+    Option(
+        "aof_rewrite_percentage",
+        "PERCENT",
+        _integer(0, 1_000_000),
+        "a shard's log is rewritten when it has grown by that part of its size after the last time; 0: never",
+    ),
+    Option(
+        "aof_rewrite_min_size",
+        "BYTES",
+        (parse_size, _A_SIZE),
+        "and has at least this size",
+        "64mb",
+    ),
     Option("capacity", "KEYS", _integer(0, 1 << 62), "most keys in the whole server; 0: no limit"),
     Option(
         "maxmemory",
         "BYTES",
-        (parse_size, "a number of bytes such as 1048576, 512mb or 2gb"),
+        (parse_size, _A_SIZE),
         "most bytes of data in the whole server; 0: no limit",
     ),
     Option(
@@ -168,8 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     defaults = Config()
     for option in OPTIONS:
-        default = getattr(defaults, option.field)
-        note = "" if option.field == "shards" or default == "" else f"; default: {default}"
+        default = option.default or getattr(defaults, option.field)
+        note = "" if default == "" else f"; default: {default}"
         parser.add_argument(option.flag, metavar=option.metavar, help=option.help + note)
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
     parser.add_argument("--version", action="version", version=f"imds {__version__} ({VARIANT} kernels)")

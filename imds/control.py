@@ -8,8 +8,11 @@ side is gone: a child then stops.
 ::
 
     supervisor -> shard    link {router} + 1 fd · stop
+                           switch · adopt {base} · unrewritten {reason}
     supervisor -> router   link {shard, restarts} + 1 fd · down {shard, reason, restarts} · drain
     shard -> supervisor    loading {done, total} · ready {keys, seconds} · refused {reason}
+                           rewrite {at_once} · switched · rewritten {error}
+    rewriter -> supervisor folded {base} · failed {reason}
     router -> supervisor   ready · distrust {shard}
 """
 

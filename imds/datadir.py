@@ -5,8 +5,8 @@
     DIR/                                   mode 0700
         LOCK                               flocked while a server runs; holds the pid of its supervisor
         manifest.json                      says which generation is the data
-        gen-000001/shard-000/00000001.aof  the log of shard 0 (imds/shard/aof.py)
-                   shard-001/00000001.aof
+        gen-000001/shard-000/              the log of shard 0 (imds/shard/manifest.py)
+                   shard-001/
         torn/                              tails cut off logs of generations that are gone
 
     manifest.json   {"format": 1, "generation": 1, "shards": 2, "seed": 1234567890,
@@ -43,7 +43,10 @@ from typing import Any
 from xxhash import xxh64_hexdigest
 
 from imds.hashslots import MAX_SHARDS, SlotMap
-from imds.shard.aof import SEGMENT_HEADER, create_segment, segment_name
+from imds.shard.manifest import MANIFEST as SHARD_MANIFEST
+from imds.shard.manifest import NEW_MANIFEST as NEW_SHARD_MANIFEST
+from imds.shard.manifest import create_log
+from imds.shard.segment import SEGMENT_HEADER, segment_name
 from imds.storage import Storage, write_all
 
 log = logging.getLogger(__name__)
@@ -177,7 +180,7 @@ class DataDir:
         for shard in range(shards):
             directory = self.shard_dir(shard, generation)
             storage.mkdir(directory)
-            create_segment(storage, directory, shard=shard, generation=generation)
+            create_log(storage, directory, shard=shard, generation=generation)
         storage.fsync_dir(top)
         storage.fsync_dir(self.path)
 
@@ -234,13 +237,17 @@ class DataDir:
 
     def _remove_leftovers(self) -> None:
         """Remove what an interrupted start or reshard left: files that no manifest names."""
-        for name in self.storage.listdir(self.path):
-            if name == NEW_MANIFEST:
-                self.storage.unlink(self.path / name)
-            generation = _generation_of(name)
-            if generation and generation != self.generation:
-                log.warning("%s: removing %s, which the manifest does not name", self.path, name)
-                self.remove_generation(generation)
+        names = self.storage.listdir(self.path)
+        if NEW_MANIFEST in names:
+            self.storage.unlink(self.path / NEW_MANIFEST)
+        others = [one for name in names if (one := _generation_of(name)) and one != self.generation]
+        if others and self.generation:
+            # The manifest that we have read must be the one on the disk before the other one's data goes.
+            self.storage.fsync_dir(self.path)
+        for generation in others:
+            name = generation_name(generation)
+            log.warning("%s: removing %s, which the manifest does not name", self.path, name)
+            self.remove_generation(generation)
 
 
 def _survey(path: Path, storage: Storage) -> tuple[int, SlotMap] | None:
@@ -263,7 +270,8 @@ def _refuse_data(top: Path, storage: Storage) -> None:
     for shard in storage.listdir(top):
         for file in storage.listdir(top / shard):
             size = storage.size(top / shard / file)
-            if file != segment_name(1) or size > SEGMENT_HEADER.size:
+            empty = file == segment_name(1) and size <= SEGMENT_HEADER.size
+            if not empty and file not in (SHARD_MANIFEST, NEW_SHARD_MANIFEST):
                 raise DataDirError(f"{top} holds data, but {top.parent} no {MANIFEST}: it cannot be read")
 
 

@@ -9,6 +9,9 @@ What stays true:
   ``DEATHS_WINDOW`` seconds a shard stays down, the log says so once and the others serve. A shard that
   refuses its damaged log stays down at once. A router that keeps dying ends the server: nobody could
   reach it.
+* One shard's log is rewritten at a time (imds/rewrites.py). The shard switches to a new segment, a process
+  of its own folds the closed ones, the shard adopts the result. Whatever fails, the shard serves on, and
+  the next try waits.
 * Stopping goes from the clients inwards: routers answer what is under way and exit, then the shards fsync
   and exit.
 * No child outlives the supervisor, however it ends: the kernel kills them (Linux), and the end of the
@@ -43,6 +46,7 @@ from imds.control import Channel, Message
 from imds.datadir import DataDir, DataDirError
 from imds.process import EXIT_REFUSED, Signals, ignore, start_logging
 from imds.reshard import reshard
+from imds.rewrites import Rewrites
 
 MOST_DEATHS = 5
 DEATHS_WINDOW = 60.0  # seconds
@@ -64,7 +68,7 @@ class StartError(Exception):
 
 
 class Child:
-    """One router or shard: the process, its channel, and what has become of its predecessors."""
+    """One router, shard or rewriter: the process, its channel, and what has become of its predecessors."""
 
     def __init__(self, role: str, index: int) -> None:
         self.role = role
@@ -123,6 +127,8 @@ class Supervisor:
         self._listeners = listeners  # of each router
         self._shards = [Child("shard", index) for index in range(config.shards)]
         self._routers = [Child("router", index) for index in range(config.routers)]
+        self._rewriter = Child("rewriter", 0)  # has the number of the shard whose log it folds
+        self._rewrites = Rewrites()
         self._selector = selectors.DefaultSelector()
         self._signals = Signals([*STOP_SIGNALS, signal.SIGCHLD])
         self._started = time.monotonic()
@@ -137,6 +143,7 @@ class Supervisor:
         try:
             while not self._stopping:
                 self._start_due()
+                self._begin_rewrite()
                 self._wait(self._until_next_start())
                 self._announce()
             self._stop()
@@ -155,23 +162,31 @@ class Supervisor:
                 (self._start_shard if child.role == "shard" else self._start_router)(child)
 
     def _until_next_start(self) -> float | None:
-        waiting = [
-            child.start_at
+        now = time.monotonic()
+        waits = [
+            max(0.0, child.start_at - now)
             for child in self._shards + self._routers
             if child.process is None and not child.lost
         ]
-        return max(0.0, min(waiting) - time.monotonic()) if waiting else None
+        rewrite = self._rewrites.wait(now)
+        if rewrite is not None and self._rewriter.process is None:
+            waits.append(rewrite)
+        return min(waits, default=None)
 
-    def _start_shard(self, child: Child) -> None:
+    def _start_at_log(self, child: Child, shard: int) -> None:
+        """Start a process that works on a shard's log."""
         directory = self._directory
         init = {
             "config": configuration.to_json(self._config),
-            "shard": child.index,
-            "directory": str(directory.shard_dir(child.index)),
+            "shard": shard,
+            "directory": str(directory.shard_dir(shard)),
             "generation": directory.generation,
         }
         child.start(init, [directory.lock_fd])
         self._watch(child)
+
+    def _start_shard(self, child: Child) -> None:
+        self._start_at_log(child, child.index)
         for router in self._routers:
             self._connect(router, child)
 
@@ -247,7 +262,9 @@ class Supervisor:
             return
         for message, _fds in channel.receive():
             kind = message["kind"]
-            if kind == "ready":
+            if child is self._rewriter:
+                self._on_rewriter(message)
+            elif kind == "ready":
                 child.ready = True
                 child.loaded = message
                 if child.role == "shard" and child.restarts:
@@ -258,10 +275,25 @@ class Supervisor:
                     suspect.process.kill()
             elif kind == "loading":
                 log.info("%s: loading, %d %%", child.name, 100 * message["done"] // max(message["total"], 1))
+            elif kind == "rewrite":
+                self._rewrites.ask(child.index, time.monotonic(), at_once=message["at_once"])
+            elif kind == "switched":
+                self._rewriter.index = child.index
+                self._start_at_log(self._rewriter, child.index)
+            elif kind == "rewritten":
+                self._on_rewritten(child, message["error"])
         if channel.closed:
-            self._selector.unregister(channel)
-            channel.close()
+            self._close_channel(child)
+
+    def _close_channel(self, child: Child) -> None:
+        if child.channel is not None:
+            self._selector.unregister(child.channel)
+            child.channel.close()
             child.channel = None
+        if child.role == "shard":
+            if self._rewrites.running == child.index:
+                self._end_rewriter()
+            self._rewrites.forget(child.index)
 
     def _on_signals(self, signals: set[signal.Signals]) -> None:
         if signals & STOP_SIGNALS:
@@ -276,18 +308,22 @@ class Supervisor:
         self._reap()
 
     def _reap(self) -> None:
-        for child in self._shards + self._routers:
+        for child in self._children():
             if child.process is not None and child.process.poll() is not None:
                 self._on_death(child, child.process.returncode)
+
+    def _children(self) -> list[Child]:
+        return [self._rewriter, *self._shards, *self._routers]
 
     def _on_death(self, child: Child, code: int) -> None:
         if child.channel is not None:
             self._on_control(child)  # its last words
-        if child.channel is not None:
-            self._selector.unregister(child.channel)
-            child.channel.close()
-            child.channel = None
+        self._close_channel(child)
         child.process = None
+        if child is self._rewriter:
+            if not child.ready and not self._stopping:
+                self._on_rewriter({"kind": "failed", "reason": f"its process {_describe(code)}"})
+            return
         child.ready = False
         if self._stopping:
             if code:
@@ -318,10 +354,51 @@ class Supervisor:
                 log.critical("no shard is left: stopping")
                 self._exit_code, self._stopping = 1, True
 
+    # -- rewriting logs ---------------------------------------------------------------------------
+
+    def _begin_rewrite(self) -> None:
+        """Have the next shard that waits begin, when it may."""
+        if self._rewriter.process is None:
+            able = {shard.index for shard in self._shards if shard.ready and shard.channel is not None}
+            shard = self._rewrites.start(time.monotonic(), able)
+            if shard is not None:
+                self._tell_shard(shard, "switch")
+
+    def _tell_shard(self, shard: int, word: str, **fields: Any) -> None:
+        channel = self._shards[shard].channel
+        if channel is None or not channel.send(word, **fields):
+            self._on_rewritten(self._shards[shard], "the shard does not listen")
+
+    def _on_rewriter(self, message: Message) -> None:
+        """The rewriter has said, or its end has shown, what came of its work."""
+        self._rewriter.ready = True
+        if self._rewriter.index != self._rewrites.running:
+            return  # that shard has died, and its successor will ask anew
+        if message["kind"] == "folded":
+            self._tell_shard(self._rewriter.index, "adopt", base=message["base"])
+        else:
+            self._tell_shard(self._rewriter.index, "unrewritten", reason=message["reason"])
+
+    def _on_rewritten(self, shard: Child, error: str) -> None:
+        if self._rewrites.running != shard.index:
+            return
+        if error:
+            pause = self._rewrites.failed(time.monotonic())
+            log.error("%s: its log was not rewritten: %s; the next try in %.0f s", shard.name, error, pause)
+        else:
+            self._rewrites.succeeded()
+            log.info("%s: its log was rewritten", shard.name)
+
+    def _end_rewriter(self) -> None:
+        """Have the rewriter end. What it wrote is nothing yet, and is removed by whoever comes next."""
+        if self._rewriter.process is not None:
+            self._rewriter.process.kill()
+
     # -- stopping ---------------------------------------------------------------------------------
 
     def _stop(self) -> None:
         log.info("stopping")
+        self._end_rewriter()
         for children, word in ((self._routers, "drain"), (self._shards, "stop")):
             for child in children:
                 if child.channel is not None:
@@ -338,7 +415,7 @@ class Supervisor:
         log.info("stopped")
 
     def _kill(self) -> None:
-        for child in self._shards + self._routers:
+        for child in self._children():
             if child.process is not None:
                 child.process.kill()
                 child.process.wait()

@@ -1,6 +1,6 @@
 """Commands that every shard answers: one question to each, one reply for the client when all have come.
 
-A shard that is down, or silent for ``PATIENCE`` seconds, is shown as that; nobody waits for it longer.
+A shard that is down, or silent for as long as the command allows, is shown as that; nobody waits longer.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from imds.protocol import LIST, OK, decode_response, encode_list, encode_response
+from imds.commands import Combine, Command
+from imds.protocol import LIST, OK, decode_response, encode_error, encode_list, encode_response
 
-PATIENCE = 1.0  # seconds
+# Seconds. A sync is waited for as long as the log itself waits for a disk, and longer.
+PATIENCE = {Combine.ROWS: 1.0, Combine.EVERY: 30.0}
 
 
 @dataclass(slots=True)
@@ -28,10 +30,20 @@ class Gather:
     """One client request that waits for the shards' answers. ``turn`` is its place in the replies."""
 
     turn: Any
+    combine: Combine
     waiting: set[int]
     silent: set[int]  # shards that owe an earlier answer and have not been asked
     answers: dict[int, bytes] = field(default_factory=dict)
-    deadline: float = field(default_factory=lambda: time.monotonic() + PATIENCE)
+    deadline: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.deadline = time.monotonic() + PATIENCE[self.combine]
+
+    @classmethod
+    def of(cls, turn: Any, command: Command, waiting: set[int], silent: set[int]) -> Gather:
+        """Return the gathering of ``command``, which the shards in ``waiting`` are to be asked."""
+        assert command.combine is not None
+        return cls(turn, command.combine, waiting, silent)
 
     def take(self, shard: int, reply: bytes | None) -> bool:
         """Note a shard's reply, or None that there will be none; return whether all are in."""
@@ -40,21 +52,43 @@ class Gather:
             self.answers[shard] = reply
         return not self.waiting
 
-    def stats(self, statuses: list[ShardStatus]) -> bytes:
-        """Return the reply to ``stats``: a list with one JSON object for each shard, dead or alive."""
+    def reply(self, statuses: list[ShardStatus]) -> bytes:
+        """Return the reply to the client, made of what has come."""
+        return (self._rows if self.combine is Combine.ROWS else self._every)(statuses)
+
+    def _answer(self, shard: int, status: ShardStatus) -> tuple[bytes, str, str]:
+        """Return a shard's payload, or else the code of its error and the rest of it."""
+        decoded = decode_response(self.answers.get(shard, b""))
+        if decoded is not None and decoded[0] == OK:
+            return decoded[1], "", ""
+        if decoded is not None:
+            code, _, reason = decoded[1].decode(errors="replace").partition(" ")
+            return b"", code, reason
+        if shard in self.waiting or shard in self.silent:
+            return b"", "TIMEOUT", f"no answer within {PATIENCE[self.combine]:g} s"
+        return b"", "SHARDDOWN", status.note
+
+    def _rows(self, statuses: list[ShardStatus]) -> bytes:
+        states = {"TIMEOUT": "silent", "SHARDDOWN": "down"}
         rows = []
         for shard, status in enumerate(statuses):
             row: dict[str, Any] = {"shard": shard}
-            decoded = decode_response(self.answers.get(shard, b""))
-            if decoded is not None and decoded[0] == OK:
-                row |= json.loads(decoded[1])
-            elif decoded is not None:
-                code, _, reason = decoded[1].decode(errors="replace").partition(" ")
-                row |= {"state": code.lower(), "reason": reason}
-            elif shard in self.waiting or shard in self.silent:
-                row |= {"state": "silent", "reason": f"no answer within {PATIENCE:g} s"}
+            payload, code, reason = self._answer(shard, status)
+            if code:
+                row |= {"state": states.get(code, code.lower()), "reason": reason}
             else:
-                row |= {"state": "down", "reason": status.note}
+                row |= json.loads(payload)
             row["restarts"] = status.restarts
             rows.append(json.dumps(row).encode())
         return encode_response(LIST, encode_list(rows))
+
+    def _every(self, statuses: list[ShardStatus]) -> bytes:
+        failed = [
+            (code, f"shard {shard}: {reason}")
+            for shard, status in enumerate(statuses)
+            for _payload, code, reason in [self._answer(shard, status)]
+            if code
+        ]
+        if failed:
+            return encode_error(f"{failed[0][0]} {'; '.join(reason for _code, reason in failed)}")
+        return encode_response(OK, b"OK")

@@ -392,7 +392,7 @@ class Router:
     def _ask_all(self, turn: Any, command: Command) -> None:
         shards = {shard for shard, link in enumerate(self._links) if link is not None}
         silent = self._silent.copy()  # these are not asked again: their questions would pile up
-        gather = Gather(turn, shards - silent, silent)
+        gather = Gather.of(turn, command, shards - silent, silent)
         self._gathers.add(gather)
         frame = encode_request([command.name.encode()])
         for shard in shards - silent:
@@ -403,7 +403,7 @@ class Router:
     def _finish(self, gather: Gather) -> None:
         self._gathers.discard(gather)
         self._silent |= gather.waiting
-        client = self._switch.answer(gather.turn, gather.stats(self._statuses))
+        client = self._switch.answer(gather.turn, gather.reply(self._statuses))
         if client is not None:
             self._dirty[client.owner] = None
 

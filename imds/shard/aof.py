@@ -1,42 +1,23 @@
-"""The append-only file of one shard.
-
-::
-
-    shard-000/00000001.aof     segment 1: closed segments, then the one that grows
-              00000002.aof     segment 2, whose first record follows the last of segment 1
-              00000002.aof.torn-4711     what a crash left half-written at byte 4711, kept for a look
-
-    segment  +--------+--------+-------+------------+------+----------+--------+----------+----------+
-             | magic  | format | shard | generation | seed | sequence | number | reserved | checksum |
-             +--------+--------+-------+------------+------+----------+--------+----------+----------+
-              8 bytes    u32      u32       u64        u64      u64       u64       u64        u64
-             followed by records (imds/shard/record.py) back to back, to the end of the file,
-             and between them now and then
-
-    mark     +----------+------------+----------+
-             | checksum | 0xFFFFFFFF | position |    all of the segment before ``position`` is on the disk
-             +----------+------------+----------+
-                 u64         u32         u64         where a record has its length and its number
-
-All integers are big-endian and unsigned. ``seed`` is random and seeds the checksums of the segment's
-records and marks; ``sequence`` is the number of its first record; the header's ``checksum`` is xxh64 of the
-bytes before it, a mark's is made as a record's.
+"""The append-only file of one shard: a base or none, and segments (imds/shard/segment.py), as the shard's
+manifest names them (imds/shard/manifest.py). How they are rewritten: imds/shard/rewrite.py.
 
 What always holds:
 
-* A segment's name is on the disk, and so is its header, before its first record is written.
 * Between two calls the last segment ends at the end of a record. An append that fails takes back what it
   wrote; when even that fails, the log is broken and takes nothing more.
-* Sequence numbers start at 1 and rise by one through all segments.
-* A failed sync is final: the kernel may have dropped the pages, so trying again would lie.
-* A mark tells the truth: it is written after the sync that it speaks of has returned.
-* Loading changes the disk in one case only, the torn tail: from some byte on the last segment holds no whole
-  record, and no mark says that this byte was ever on the disk. A power cut does that to what was not
-  synced, and leaves any part of it, so whole records may come after the hole. The tail is saved, then cut.
-  Anything else that is wrong is damage to what was once safe: nobody but a person should decide about
-  that, so the shard does not start.
+* Sequence numbers start at 1 and rise by one through all segments; a base stands for those before its own.
+* A failed sync is final: the kernel may have dropped the pages, so trying again would lie. The file SUSPECT
+  is left in the directory, never synced: it lives as long as the page cache that nobody can trust. The next
+  load syncs and changes none of the old files, and :meth:`Aof.renew` writes all data to new ones.
+* Segments are synced in their order: where one is on the disk, all before it are.
+* Loading changes the files of the log in one case only, the torn tail: from some byte on the log holds no
+  whole record, and no mark says that this byte was ever on the disk. A power cut does that to what was not
+  synced, and leaves any part of it, so whole records may come after the hole, in the same segment or the
+  next. The tail is saved, then cut. Anything else that is wrong is damage to what was once safe: nobody
+  but a person should decide about that, so the shard does not start.
 
-One thread appends. Under ``everysec`` a second one syncs; they share the fields named in ``_sync_now``.
+One thread appends. Under ``everysec`` a second one syncs; they share the fields named in ``_sync_now``. The
+slow parts of a rewrite (prepare_switch, settle, adopt) may run in a third one, one at a time.
 """
 
 from __future__ import annotations
@@ -44,55 +25,53 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from secrets import randbits
-from struct import Struct
 from threading import Condition, Lock, Thread
 from time import monotonic
-from typing import NoReturn
-
-from xxhash import xxh64_digest, xxh64_intdigest
+from typing import NamedTuple, NoReturn
 
 from imds.protocol import Buffer
-from imds.shard.record import HEADER, verify_records
+from imds.shard.manifest import (
+    Base,
+    Manifest,
+    create_log,
+    read_manifest,
+    unnamed_files,
+    write_manifest,
+)
+from imds.shard.record import HEADER
+from imds.shard.rewrite import Entries, check_base, open_file, write_base
+from imds.shard.segment import (
+    FORMAT,
+    MAGIC,
+    SEGMENT_HEADER,
+    WINDOW,
+    AofDamaged,
+    AofError,
+    Reader,
+    base_name,
+    create_segment,
+    discard,
+    encode_mark,
+    later_marks,
+    read_header,
+    segment_name,
+)
 from imds.storage import Storage, write_all
 
 log = logging.getLogger(__name__)
 
-SEGMENT_HEADER = Struct(">8sIIQQQQQQ")
-MAGIC = b"imds-aof"
-FORMAT = 1
-SEGMENT_NAME = re.compile(r"\d{8}\.aof")
-
 POLICIES = ("always", "everysec", "no")
 SYNC_EVERY = 1.0  # seconds from the first unsynced append to the sync that covers it
 MAX_LAG = 2.0  # seconds; older unsynced data holds appends back: this is the promise of everysec
-
-MARK = 0xFFFF_FFFF  # what a mark has instead of a record's length
+MAX_STALL = 10.0  # seconds; older unsynced data is a disk that does not answer: the log gives up
 MARK_EVERY = 4096  # synced bytes without a mark after which the next append writes one
-_MARKED = Struct(">IQ")  # the part of a mark that its checksum covers
-# How a mark goes on after its checksum, as its position is far below 2^40.
-_MARK_START = re.compile(rb"\xff{4}\0{3}")
-_WINDOW = 1 << 20  # bytes that the search for marks looks at in one go
+SUSPECT = "suspect"
 
-# (bytes read, bytes in all segments, records applied)
+# (bytes read, bytes in all files, records applied)
 LoadProgress = tuple[int, int, int]
-
-
-class AofError(Exception):
-    """The log cannot do what was asked for."""
-
-
-class AofDamaged(AofError):
-    """The log is damaged where no crash damages it. Nothing was changed on disk."""
-
-    def __init__(self, path: Path, offset: int, reason: str) -> None:
-        super().__init__(f"{path} is damaged at byte {offset}: {reason}")
-        self.path = path
-        self.offset = offset
 
 
 class AofWriteError(AofError):
@@ -111,51 +90,25 @@ class AofSyncFailed(AofError):
     """A sync failed: nobody knows what is on the disk since the one before. The log takes nothing more."""
 
 
-def segment_name(number: int) -> str:
-    """Return the file name of segment ``number``."""
-    return f"{number:08d}.aof"
+class AofStalled(AofError):
+    """No sync has come to its end for MAX_STALL seconds. The log takes nothing more."""
 
 
-def encode_mark(seed: int, position: int) -> bytes:
-    """Return the mark that says that the segment is on the disk up to ``position``."""
-    fields = _MARKED.pack(MARK, position)
-    return xxh64_digest(fields, seed) + fields
+class _Closed(NamedTuple):
+    """A segment that grows no more and is not synced to its end yet."""
 
-
-def read_mark(data: Buffer, seed: int) -> int | None:
-    """Return the position of the mark at the start of ``data``, None if there is no whole one."""
-    if len(data) < HEADER.size:
-        return None
-    checksum, length, position = HEADER.unpack_from(data)
-    if length != MARK or xxh64_intdigest(data[8 : HEADER.size], seed) != checksum:
-        return None
-    return int(position)
-
-
-def _segment_header(shard: int, generation: int, sequence: int, number: int) -> bytes:
-    seed = randbits(64)
-    fields = SEGMENT_HEADER.pack(MAGIC, FORMAT, shard, generation, seed, sequence, number, 0, 0)[:-8]
-    return fields + xxh64_digest(fields)
-
-
-def create_segment(
-    storage: Storage, directory: Path, *, shard: int, generation: int, number: int = 1, sequence: int = 1
-) -> None:
-    """Make an empty segment and sync it, name and all. Raises OSError, FileExistsError if there is one."""
-    fd = storage.open(directory / segment_name(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        write_all(storage, fd, _segment_header(shard, generation, sequence, number))
-        storage.fsync(fd)
-    finally:
-        storage.close(fd)
-    storage.fsync_dir(directory)
+    path: Path
+    fd: int
+    seed: int
+    size: int
 
 
 class Aof:
     """One shard's log: :meth:`load` it to the end once, then append and sync, then close.
 
     ``seed`` and ``sequence`` are known after loading: what the RecordEncoder of the next append needs.
-    ``failed`` is None, or the error that every later append and sync raises.
+    ``failed`` is None, or the error that every later append and sync raises. ``suspect`` after loading:
+    the log takes nothing before :meth:`renew`.
     """
 
     def __init__(
@@ -176,16 +129,23 @@ class Aof:
         self.seed = 0
         self.sequence = 1  # after load: of the first record to append. Appending does not count it on.
         self.failed: AofError | None = None
+        self.suspect = False
         self.torn_bytes = 0  # cut off by load
         self.fsyncs = 0
         self._storage = storage or Storage()
+        self._manifest = Manifest(shard, generation, None, (1,))  # in force, once it has been read
         self._path = directory
         self._fd = -1  # the last segment, once it is loaded
         self._size = 0  # bytes of the last segment
-        self._closed_size = 0  # bytes of the segments before it
+        self._closed_sizes: dict[int, int] = {}  # bytes of the segments before it
         self._synced = 0  # how much of _size is on the disk for sure
         self._marked = 0  # how much of that the next load will know
+        self._ended = False  # loading has come to a torn tail
         self._appended = False
+        self._behind: list[_Closed] = []  # segments before it that are not synced, oldest first
+        self._next: tuple[int, int, int] | None = (
+            None  # number, descriptor, seed of a segment made in advance
+        )
         self._dirty_since: float | None = None  # when the first append came that no sync covers
         self._syncing_since: float | None = None  # the same of the sync that is running now
         self._closing = False
@@ -194,203 +154,230 @@ class Aof:
         self._thread: Thread | None = None
 
     def segments(self) -> list[Path]:
-        """Return the paths of the segments, oldest first."""
-        names = self._storage.listdir(self.directory)
-        return [self.directory / name for name in names if SEGMENT_NAME.fullmatch(name)]
+        """Return the paths of the files of the log, base and oldest first. Raises AofDamaged, OSError."""
+        manifest = read_manifest(self._storage, self.directory, shard=self.shard, generation=self.generation)
+        return [self.directory / name for name in manifest.names()]
 
     def disk_bytes(self) -> int:
-        """Return the length of all segments, as the disk has it."""
+        """Return the length of these files, as the disk has it."""
         return sum(self._storage.size(path) for path in self.segments())
 
     # -- loading ---------------------------------------------------------------------------------------
 
-    def load(self, apply: Callable[[memoryview], object], chunk: int = _WINDOW) -> Iterator[LoadProgress]:
+    def load(self, apply: Callable[[memoryview], object], chunk: int = WINDOW) -> Iterator[LoadProgress]:
         """Give all records to ``apply``, whole and verified ones, about ``chunk`` bytes at a time.
 
         Yields after each chunk, so that the caller can do something else; the log is ready when the
         iterator is exhausted. Cuts a torn tail. ``apply`` raises ValueError for records that it cannot
-        follow. Raises AofDamaged, also for that, and OSError.
+        follow. Raises AofDamaged, also for that, AofSyncFailed and OSError.
         """
         storage = self._storage
-        paths = self.segments()
-        if not paths:
-            raise AofDamaged(self.directory, 0, "it holds no segment")
+        manifest = self._manifest = read_manifest(
+            storage, self.directory, shard=self.shard, generation=self.generation
+        )
+        unnamed = unnamed_files(storage, self.directory, manifest)
+        self.suspect = SUSPECT in storage.listdir(self.directory)
         total = self.disk_bytes()
-        records = 0
-        for index, path in enumerate(paths):
-            self._path = path
-            number = int(path.stem)
-            last = path == paths[-1]
-            if number != int(paths[0].stem) + index:
-                raise AofDamaged(path, 0, "the segment before it is missing")
-            fd = storage.open(path, os.O_RDWR | os.O_APPEND if last else os.O_RDONLY)
+        done = records = 0
+        for name in manifest.names():
+            growing = name == segment_name(manifest.last)
+            flags = os.O_RDONLY if self.suspect or name.endswith(".base") else os.O_RDWR | os.O_APPEND
+            fd, reader = open_file(storage, self.directory, manifest, name, self.sequence, flags)
             try:
-                for used, count in self._load_segment(fd, number, last, apply, chunk):
-                    yield min(self._closed_size + used, total), total, records + count
-                records += count
-                if last:
-                    self._fd, fd = fd, -1
+                for _ in reader.read(apply, chunk):
+                    yield min(done + reader.pos, total), total, records + reader.records
+                records += reader.records
+                if manifest.base and name == base_name(manifest.base.number):
+                    check_base(manifest.base, reader)
+                    self.sequence = manifest.base.sequence
                 else:
-                    self._closed_size += used
+                    self.sequence = reader.sequence
+                    for _ in self._cut_torn_tail(fd, reader):
+                        yield min(done + reader.pos, total), total, records
+                    self._closed_sizes[int(reader.path.stem)] = reader.pos
+                    if not self.suspect:
+                        self._write_again(fd, reader)
+                        if not growing or self.policy != "no":
+                            self._sync_loaded(fd, reader.path)
+                done += reader.pos
+                if growing and not self.suspect:
+                    self._take(fd, reader)
+                    fd = -1
+                elif self._ended and self.suspect:
+                    break  # the later segments could not be emptied
             finally:
                 if fd >= 0:
                     storage.close(fd)
-        self._write_again(self._marked)
-        self._synced = self._marked
-        if self.policy != "no":
-            storage.fdatasync(self._fd)
-            self._synced = self._size
+        if self.suspect:
+            return
+        self._synced = self._marked if self.policy == "no" else self._size
+        self._remove(unnamed, logging.WARNING)
+        self._start_thread()
+
+    def _take(self, fd: int, reader: Reader) -> None:
+        """Append to this segment from now on."""
+        self._path, self._fd, self.seed = reader.path, fd, reader.seed
+        self._size = reader.pos
+        self._marked = self._synced = reader.marked
+        self._closed_sizes.pop(int(reader.path.stem), None)
+
+    def _write_again(self, fd: int, reader: Reader) -> None:
+        """Write what no mark speaks for once more, as it is: it may be in the page cache only.
+
+        If an earlier process died of a failed sync, and could not even leave SUSPECT, the system no longer
+        means to write these pages, and a mere sync would succeed and do nothing.
+        """
+        storage, offset = self._storage, reader.marked
+        if offset == reader.pos:
+            return
+        again = storage.open(reader.path, os.O_WRONLY)
+        try:
+            while offset < reader.pos:
+                data = storage.read(fd, min(WINDOW, reader.pos - offset), offset)
+                offset += storage.write_at(again, data, offset)
+        finally:
+            storage.close(again)
+
+    def _sync_loaded(self, fd: int, path: Path) -> None:
+        try:
+            self._storage.fdatasync(fd)
+        except OSError as error:
+            self._fail_sync(path, error)
+            self._raise_failed()
+
+    def _start_thread(self) -> None:
         if self.policy == "everysec":
             self._thread = Thread(target=self._sync_every_second, name="aof-sync", daemon=True)
             self._thread.start()
 
-    def _load_segment(
-        self, fd: int, number: int, last: bool, apply: Callable[[memoryview], object], chunk: int
-    ) -> Iterator[tuple[int, int]]:
-        """Load one segment; yield (bytes read of it, records applied of it), at least once."""
-        storage = self._storage
-        size = storage.size(fd)
-        head = storage.read(fd, SEGMENT_HEADER.size, 0)
-        if last and (len(head) < SEGMENT_HEADER.size or (size == SEGMENT_HEADER.size and not any(head))):
-            self._cut(fd, 0, size)
-            head = _segment_header(self.shard, self.generation, self.sequence, number)
-            write_all(storage, fd, head)
-            storage.fsync(fd)
-            size = len(head)
-        self._read_header(head, number)
-        pos, count = SEGMENT_HEADER.size, 0
-        self._marked = pos
-        rest = memoryview(b"")
-        need = 0
-        while True:
-            data = storage.read(fd, max(chunk, need - len(rest)), pos + len(rest))
-            rest = memoryview(b"".join((rest, data)) if rest else data)
-            while True:
-                found, used, damage = verify_records(rest, self.seed, self.sequence)
-                if found:
-                    try:
-                        apply(rest[:used])
-                    except ValueError as error:
-                        raise AofDamaged(self._path, pos, f"in the records from here on: {error}") from error
-                    self.sequence += found
-                    count += found
-                    pos += used
-                    rest = rest[used:]
-                position = read_mark(rest, self.seed) if damage else None
-                if position is None:
-                    break
-                self._note_mark(pos, position)
-                pos += HEADER.size
-                rest = rest[HEADER.size :]
-            yield pos, count
-            if damage or not data:
-                break
-            # The next record may be larger than a chunk: read all of it then, not chunk by chunk.
-            need = HEADER.size + HEADER.unpack_from(rest)[1] if len(rest) >= HEADER.size else 0
-        if pos < size:
-            damage = damage or "record is cut short"
-            if not last:
-                raise AofDamaged(self._path, pos, f"{damage}, and there is a later segment")
-            for mark in self._later_marks(fd, pos, size):
-                if mark is not None and mark[1] > pos:
-                    at, position = mark
-                    raise AofDamaged(
-                        self._path, pos, f"{damage}, and all up to byte {position} was safe, says byte {at}"
-                    )
-                yield pos, count
-            self._cut(fd, pos, size)
-        self._size = pos
+    def _cut_torn_tail(self, fd: int, reader: Reader) -> Iterator[None]:
+        """Where a segment is damaged: cut the log there, or raise AofDamaged; yield now and then.
 
-    def _write_again(self, offset: int) -> None:
-        """Write what no mark speaks for once more, as it is: it may be in the page cache only.
-
-        If an earlier process died of a failed sync, the system no longer means to write these pages, and a
-        mere sync would succeed and do nothing.
+        What is damaged may be no more than a mark, at the end of a segment that was just closed: then the
+        next segment goes on with the number that is due. Otherwise the log ends here, and the later segments
+        are emptied, before this one is cut: stopped in between, the next load finds the same damage.
         """
-        storage = self._storage
-        if offset == self._size:
+        if reader.damage is None:
             return
-        fd = storage.open(self._path, os.O_WRONLY)
+        storage = self._storage
+        for mark in later_marks(storage, fd, reader.seed, reader.pos, reader.size):
+            if mark is not None and mark[1] > reader.pos:
+                at, position = mark
+                self._refuse(reader, f"all up to byte {position} was safe, says byte {at}")
+            yield
+        tails = [(reader.path, reader.pos)]
+        for number in self._manifest.segments:
+            if number <= int(reader.path.stem):
+                continue
+            name = segment_name(number)
+            other, later = open_file(
+                storage, self.directory, self._manifest, name, reader.sequence, os.O_RDONLY
+            )
+            try:
+                for _ in later.read(lambda records: None):
+                    if later.records:
+                        break
+                    yield
+                if later.records:
+                    break
+                for mark in later_marks(storage, other, later.seed, later.pos, later.size):
+                    if mark is not None:
+                        self._refuse(reader, f"all of it was safe, says {later.path} at byte {mark[0]}")
+                    yield
+            finally:
+                storage.close(other)
+            tails.append((later.path, SEGMENT_HEADER.size))
+        else:
+            self._ended = True
+        for path, pos in reversed(tails):
+            self._cut(path, pos)
+
+    @staticmethod
+    def _refuse(reader: Reader, said: str) -> NoReturn:
+        raise AofDamaged(reader.path, reader.pos, f"{reader.damage}, and {said}")
+
+    def _cut(self, path: Path, offset: int) -> None:
+        """Save the bytes of a segment from ``offset`` on in a file of their own, then cut them off."""
+        storage = self._storage
+        fd = storage.open(path, os.O_RDONLY if self.suspect else os.O_RDWR)
         try:
-            while offset < self._size:
-                data = storage.read(self._fd, min(_WINDOW, self._size - offset), offset)
-                offset += storage.write_at(fd, data, offset)
+            size = storage.size(fd)
+            if size == offset:
+                return
+            saved = self._save_tail(path, fd, offset, size)
+            log.warning(
+                "%s: torn tail: %d bytes at offset %d are no whole record; saved as %s and cut off",
+                *(path, size - offset, offset, saved.name),
+            )
+            self.torn_bytes += size - offset
+            if not self.suspect:
+                storage.truncate(fd, offset)
+                storage.fsync(fd)
         finally:
             storage.close(fd)
 
-    def _note_mark(self, at: int, position: int) -> None:
-        """Remember that a mark at ``at`` speaks for all before ``position``. It needs no mark itself."""
-        self._marked = at + HEADER.size if position == at else position
-
-    def _read_header(self, head: bytes, number: int) -> None:
-        """Take the segment's seed from its header. Raises AofDamaged unless it is the expected segment."""
-        if len(head) < SEGMENT_HEADER.size:
-            raise AofDamaged(self._path, 0, "segment header is cut short, and there is a later segment")
-        magic, form, shard, generation, seed, sequence, own_number, _, checksum = SEGMENT_HEADER.unpack(head)
-        if magic != MAGIC:
-            raise AofDamaged(self._path, 0, "it does not begin as a segment")
-        if form > FORMAT:
-            raise AofDamaged(self._path, 8, f"it has format {form}, this imds reads up to {FORMAT}")
-        if xxh64_intdigest(head[:-8]) != checksum:
-            raise AofDamaged(self._path, 0, "segment header does not match its checksum")
-        found = (generation, shard, own_number, sequence)
-        expected = (self.generation, self.shard, number, self.sequence)
-        if found != expected:
-            raise AofDamaged(
-                self._path,
-                0,
-                "(generation, shard, segment, first sequence number) "
-                f"are {found}, expected {expected}: it belongs elsewhere",
-            )
-        self.seed = seed
-
-    def _later_marks(self, fd: int, start: int, size: int) -> Iterator[tuple[int, int] | None]:
-        """Search the file from ``start`` on; yield (offset, position) for a mark, None now and then."""
-        for offset in range(start, size, _WINDOW):
-            # A mark begins in this window, and ends in it or right behind it.
-            window = memoryview(self._storage.read(fd, _WINDOW + HEADER.size, offset))
-            for hit in _MARK_START.finditer(window):
-                at = hit.start() - 8
-                if 0 <= at < _WINDOW and (position := read_mark(window[at:], self.seed)) is not None:
-                    yield offset + at, position
-            yield None
-
-    def _cut(self, fd: int, offset: int, size: int) -> None:
-        """Save the bytes from ``offset`` on in a file of their own, then cut them off."""
-        storage = self._storage
-        if size > offset:
-            saved = self._save_tail(fd, offset, size)
-            log.warning(
-                "%s: torn tail: %d bytes at offset %d are no whole record; saved as %s and cut off",
-                self._path,
-                size - offset,
-                offset,
-                saved.name,
-            )
-            self.torn_bytes += size - offset
-        storage.truncate(fd, offset)
-        storage.fsync(fd)
-
-    def _save_tail(self, fd: int, offset: int, size: int) -> Path:
+    def _save_tail(self, path: Path, fd: int, offset: int, size: int) -> Path:
         storage = self._storage
         taken = set(storage.listdir(self.directory))
-        name = first = f"{self._path.name}.torn-{offset}"
+        name = first = f"{path.name}.torn-{offset}"
         again = 1
         while name in taken:  # torn at the same place before
             again += 1
             name = f"{first}.{again}"
-        path = self.directory / name
-        out = storage.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        out_path = self.directory / name
+        out = storage.open(out_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             while offset < size:
-                data = storage.read(fd, min(_WINDOW, size - offset), offset)
+                data = storage.read(fd, min(WINDOW, size - offset), offset)
                 write_all(storage, out, data)
                 offset += len(data)
             storage.fsync(out)
         finally:
             storage.close(out)
         storage.fsync_dir(self.directory)
-        return path
+        return out_path
+
+    def _remove(self, names: list[str], level: int) -> None:
+        """Remove files that the manifest does not name. What cannot be removed is left to the next start."""
+        if not names:
+            return
+        try:
+            # The manifest that we have read must be the one on the disk before the other one's files go.
+            self._storage.fsync_dir(self.directory)
+            for name in names:
+                log.log(level, "%s: removing %s, which the manifest does not name", self.directory, name)
+                self._storage.unlink(self.directory / name)
+        except OSError as error:
+            log.warning("%s: %s is left to the next start: %s", self.directory, names, error.strerror)
+
+    def renew(self, entries: Entries) -> Iterator[None]:
+        """Make a suspect log good: write the data that was loaded from it to new files; yield now and then.
+
+        Afterwards the log is ready, and the old files are gone. Raises OSError: then it is suspect still.
+        """
+        storage, old = self._storage, self._manifest
+        base = yield from write_base(
+            *(storage, self.directory, entries),
+            shard=self.shard,
+            generation=self.generation,
+            number=old.last,
+            sequence=self.sequence,
+        )
+        number = old.last + 1
+        self._create(number)
+        self._commit(Manifest(self.shard, self.generation, base, (number,)))
+        fd, reader = open_file(
+            *(storage, self.directory, self._manifest, segment_name(number), self.sequence),
+            os.O_RDWR | os.O_APPEND,
+        )
+        self._take(fd, reader)
+        self._closed_sizes.clear()
+        self.suspect = False
+        log.warning("%s: all data was written to new files, as a sync had failed", self.directory)
+        present = storage.listdir(self.directory)
+        unnamed = unnamed_files(storage, self.directory, self._manifest)
+        self._remove([*unnamed, *({SUSPECT} & set(present))], logging.INFO)
+        self._start_thread()
 
     # -- appending -------------------------------------------------------------------------------------
 
@@ -398,23 +385,28 @@ class Aof:
         """Append whole records. Under everysec, waits while the oldest unsynced data is over MAX_LAG old.
 
         Raises AofWriteError if the disk did not take them: the log is unchanged and may be tried again;
-        AofBroken or AofSyncFailed if the log takes nothing more.
+        AofBroken, AofSyncFailed or AofStalled if the log takes nothing more.
         """
         if self._thread is not None and self.unsynced_seconds > MAX_LAG:
             self._wait_for_sync()
         if self.failed is not None:
             self._raise_failed()
+        if self.suspect:
+            raise AofError(
+                f"{self.directory}: a sync of the log has failed, and it was not written anew since"
+            )
         synced = self._synced
-        due = synced - self._marked >= MARK_EVERY
-        if due:
+        mark_due = synced - self._marked >= MARK_EVERY
+        if mark_due:
             records = b"".join((encode_mark(self.seed, synced), records))
         try:
             write_all(self._storage, self._fd, records)
         except OSError as error:
             self._take_back()
             raise AofWriteError(self._path, error.errno or errno.EIO) from error
-        if due:
-            self._note_mark(self._size, synced)
+        if mark_due:
+            # A mark that speaks for all that is before it needs no mark itself.
+            self._marked = self._size + HEADER.size if synced == self._size else synced
         self._appended = True
         self._size += len(records)
         if self._dirty_since is None:
@@ -460,17 +452,25 @@ class Aof:
 
     def flush(self) -> None:
         """Make all that was appended durable now, whatever the policy. Raises as :meth:`sync` does."""
-        if self._synced < self._size:
+        if self._synced < self._size or self._behind:
             self._sync_now()
         if self.failed is not None:
             self._raise_failed()
 
-    def _sync_now(self) -> bool:
-        """Sync once, in either thread, and return whether that worked. A failure stays one for ever.
+    def check(self) -> None:
+        """Raise AofStalled if no sync of ``everysec`` has ended for MAX_STALL seconds, or what has failed."""
+        if self._thread is not None and self.failed is None and self.unsynced_seconds > MAX_STALL:
+            self.failed = AofStalled(f"{self._path}: no sync has ended for {MAX_STALL:g} s")
+        if self.failed is not None:
+            self._raise_failed()
 
-        Shared between the threads: ``_size`` (written by append), ``_dirty_since``, ``_syncing_since``,
-        ``_synced``, ``failed`` and ``fsyncs``. An append first writes, then counts, then marks the log
-        dirty; here the mark is taken away first. So an append is either covered or marks anew.
+    def _sync_now(self) -> bool:
+        """Sync once, in whatever thread, and return whether that worked. A failure stays one for ever.
+
+        Shared between the threads: ``_fd`` and ``_behind`` (changed by switch), ``_size`` (by append),
+        ``_dirty_since``, ``_syncing_since``, ``_synced``, ``failed`` and ``fsyncs``. An append first writes,
+        then counts, then marks the log dirty; here the mark is taken away first. So an append is either
+        covered or marks anew.
         """
         with self._syncing:
             if isinstance(self.failed, AofSyncFailed):
@@ -478,21 +478,37 @@ class Aof:
             with self._changed:
                 self._syncing_since = self._dirty_since
                 self._dirty_since = None
-                size = self._size
+                behind, last, fd, size = list(self._behind), self._path, self._fd, self._size
+            path = last
             try:
-                self._storage.fdatasync(self._fd)
+                for closed in behind:
+                    path = closed.path
+                    self._storage.fdatasync(closed.fd)
+                path = last
+                self._storage.fdatasync(fd)
             except OSError as error:
-                self.failed = AofSyncFailed(f"{self._path}: sync failed: {error.strerror}")
-                log.error("%s", self.failed)
-                with self._changed:
-                    self._changed.notify_all()
+                self._fail_sync(path, error)
                 return False
             with self._changed:
                 self._syncing_since = None
-                self._synced = size
+                if fd == self._fd:
+                    self._synced = size
+                del self._behind[: len(behind)]
                 self.fsyncs += 1
                 self._changed.notify_all()
-            return True
+        for closed in behind:
+            self._seal(closed.fd, closed.seed, closed.size)
+            with suppress(OSError):
+                self._storage.close(closed.fd)
+        return True
+
+    def _fail_sync(self, path: Path, error: OSError) -> None:
+        self.failed = AofSyncFailed(f"{path}: sync failed: {error.strerror}")
+        log.error("%s", self.failed)
+        with suppress(OSError):
+            self._storage.close(self._storage.open(self.directory / SUSPECT, os.O_WRONLY | os.O_CREAT))
+        with self._changed:
+            self._changed.notify_all()
 
     def _sync_every_second(self) -> None:
         """The second thread of ``everysec``. Sleeps while there is nothing to sync."""
@@ -513,6 +529,8 @@ class Aof:
     def _wait_for_sync(self) -> None:
         with self._changed:
             while self.failed is None and self.unsynced_seconds > MAX_LAG:
+                if self.unsynced_seconds > MAX_STALL:
+                    self.check()
                 self._changed.wait(SYNC_EVERY)
 
     def close(self) -> None:
@@ -526,18 +544,138 @@ class Aof:
                 self._changed.notify_all()
             self._thread.join()
             self._thread = None
+        if self._next is not None:
+            with suppress(OSError):
+                self._storage.close(self._next[1])
+            self._next = None
         if self._fd < 0:
             return
         try:
             self.flush()
             if self._appended and self._marked < self._synced:
-                self._seal()
+                self._seal(self._fd, self.seed, self._synced)
         finally:
             with suppress(OSError):  # whatever close says, flush has had the last word
                 self._storage.close(self._fd)
+            for closed in self._behind:
+                with suppress(OSError):
+                    self._storage.close(closed.fd)
+            self._behind.clear()
             self._fd = -1
 
+    def _seal(self, fd: int, seed: int, size: int) -> None:
+        """Say at the end of a segment that all of it is safe. An error here costs only this knowledge."""
+        with suppress(OSError):
+            write_all(self._storage, fd, encode_mark(seed, size))
+            self._storage.fdatasync(fd)
+
+    # -- rewriting: see imds/shard/rewrite.py ------------------------------------------------------------
+
+    def prepare_switch(self) -> None:
+        """Make the next segment, and have the manifest name it. May block; may run beside the loop.
+
+        Raises OSError: then nothing has changed, and it may be tried again.
+        """
+        if self._next is not None:
+            return
+        storage, old = self._storage, self._manifest
+        number = int(self._path.stem) + 1
+        if number not in old.segments:
+            self._create(number)
+        segments = tuple(n for n in old.segments if n < number)
+        self._commit(Manifest(self.shard, self.generation, old.base, (*segments, number)))
+        path = self.directory / segment_name(number)
+        fd = storage.open(path, os.O_RDWR | os.O_APPEND)
+        try:
+            self._next = number, fd, read_header(storage, fd, path).seed
+        except BaseException:
+            storage.close(fd)
+            raise
+
+    def switch(self) -> None:
+        """Append to the segment that was prepared from now on, under a new ``seed``. O(1), no system call."""
+        assert self._next is not None
+        number, fd, seed = self._next
+        with self._changed:
+            self._behind.append(_Closed(self._path, self._fd, self.seed, self._size))
+            self._closed_sizes[number - 1] = self._size
+            self._path, self._fd, self.seed = self.directory / segment_name(number), fd, seed
+            self._size = self._synced = self._marked = SEGMENT_HEADER.size
+            self._next = None
+
+    def settle(self) -> None:
+        """Sync the segments that were closed, whatever the policy. May block; may run beside the loop.
+
+        Raises AofSyncFailed.
+        """
+        if self._behind:
+            self._sync_now()
+        if self.failed is not None:
+            self._raise_failed()
+
+    def adopt(self, base: Base) -> None:
+        """Have a folded base take the place of what it was made of, and remove that.
+
+        May block; may run beside the loop. Raises OSError, and AofDamaged for a base that is not there as
+        described; then the log is as it was.
+        """
+        storage, old = self._storage, self._manifest
+        later = tuple(number for number in old.segments if number > base.number)
+        if base.number not in old.segments or not later:
+            raise AofDamaged(self.directory / base_name(base.number), None, "is not of closed segments")
+        new = Manifest(self.shard, self.generation, base, later)
+        fd, _reader = open_file(
+            storage, self.directory, new, base_name(base.number), base.sequence, os.O_RDONLY
+        )
+        storage.close(fd)
+        self._commit(new)
+        self._closed_sizes = {n: size for n, size in self._closed_sizes.items() if n in later}
+        self._remove(unnamed_files(storage, self.directory, new), logging.DEBUG)
+
+    def _create(self, number: int) -> None:
+        """Make a segment, which no manifest names. Nobody knows yet with which record it will begin."""
+        discard(self._storage, self.directory / segment_name(number))  # of a try that failed
+        try:
+            create_segment(
+                *(self._storage, self.directory),
+                shard=self.shard,
+                generation=self.generation,
+                number=number,
+                sequence=0,
+            )
+        except OSError:
+            with suppress(OSError):
+                self._storage.unlink(self.directory / segment_name(number))
+            raise
+
+    def _commit(self, manifest: Manifest) -> None:
+        try:
+            write_manifest(self._storage, self.directory, manifest)
+        except OSError:
+            with suppress(OSError, AofError):  # either is in force now: go on from what can be read
+                self._manifest = read_manifest(
+                    self._storage, self.directory, shard=self.shard, generation=self.generation
+                )
+            raise
+        self._manifest = manifest
+
+    def is_grown(self, percentage: int, least: int) -> bool:
+        """Whether the log has ``least`` bytes and has grown by that part of its base; 0 %: never. O(1)."""
+        grown = self._closed_bytes + self._size
+        base = self.base_bytes
+        return percentage > 0 and base + grown >= least and grown * 100 >= base * percentage
+
     # -- statistics ------------------------------------------------------------------------------------
+
+    @property
+    def base_bytes(self) -> int:
+        """The length of the base, 0 if there is none."""
+        base = self._manifest.base
+        return base.bytes if base else 0
+
+    @property
+    def _closed_bytes(self) -> int:
+        return sum(self._closed_sizes.values())
 
     @property
     def unsynced_seconds(self) -> float:
@@ -549,17 +687,36 @@ class Aof:
 
     def stats(self) -> dict[str, int | float | str]:
         """Return what an operator wants to know, under names that begin with ``aof_``."""
+        behind = sum(closed.size for closed in self._behind)
         return {
             "aof_policy": self.policy,
-            "aof_bytes": self._closed_size + self._size,
-            "aof_unsynced_bytes": self._size - self._synced,
+            "aof_bytes": self.base_bytes + self._closed_bytes + self._size,
+            "aof_base_bytes": self.base_bytes,
+            "aof_unsynced_bytes": self._size - self._synced + behind,
             "aof_unsynced_seconds": round(self.unsynced_seconds, 3),
             "aof_fsyncs": self.fsyncs,
             "aof_torn_bytes": self.torn_bytes,
         }
 
-    def _seal(self) -> None:
-        """Say in the log that all of it is safe. An error here costs only this knowledge."""
-        with suppress(OSError):
-            write_all(self._storage, self._fd, encode_mark(self.seed, self._synced))
-            self._storage.fdatasync(self._fd)
+
+__all__ = [
+    "FORMAT",
+    "MAGIC",
+    "MARK_EVERY",
+    "MAX_LAG",
+    "POLICIES",
+    "SEGMENT_HEADER",
+    "SUSPECT",
+    "SYNC_EVERY",
+    "Aof",
+    "AofBroken",
+    "AofDamaged",
+    "AofError",
+    "AofStalled",
+    "AofSyncFailed",
+    "AofWriteError",
+    "Base",
+    "create_log",
+    "create_segment",
+    "segment_name",
+]

@@ -15,7 +15,13 @@ What stays true:
 * When the disk refuses a write, writes answer READONLY until a probe finds that it takes them again;
   reads go on.
 * After a failed fdatasync nobody knows what is on the disk: the process ends without a further reply,
-  and the supervisor starts it anew from what the log holds.
+  and the supervisor starts it anew; what the log holds is then written to new files before it is served.
+* ``sync`` has the whole turn synced before its replies go, as ``always`` does for each: who asks for it
+  waits for the disk, and so does everybody else of that turn, but once for all.
+* Under ``everysec`` a turn that writes waits while the oldest unsynced write is more than 2 s old, and the
+  process ends when it is 10 s old: a shard whose disk does not answer is better seen to be down.
+* Nothing in the loop is O(data), nor waits for a file but in the ways above: a rewrite of the log makes its
+  files in a thread and in another process (imds/shard/rewrite.py).
 * While the log is loaded every request is answered LOADING, by the same loop.
 """
 
@@ -39,13 +45,24 @@ from imds.control import Channel
 from imds.envelope import LENGTH, refuse
 from imds.process import EXIT_DISK, EXIT_REFUSED, ignore, set_schedule, start_logging
 from imds.protocol import OK, U32, encode_error, encode_response
-from imds.shard.aof import Aof, AofBroken, AofDamaged, AofSyncFailed, AofWriteError
+from imds.shard.aof import (
+    Aof,
+    AofBroken,
+    AofDamaged,
+    AofError,
+    AofStalled,
+    AofSyncFailed,
+    AofWriteError,
+    Base,
+)
+from imds.shard.background import Background
 from imds.shard.kernel import RecordEncoder, UnifiedStore
 
 RECEIVE = 1 << 18  # bytes taken from one link per wake-up
 OUT_LIMIT = 4 << 20  # bytes of replies that a router has not taken above which its link is not read
 PROBE_EVERY = 1.0  # seconds between two tries of a disk that refused a write
 PROBE_LEAST = 1 << 16  # bytes that it must take then
+LOOK_EVERY = 1.0  # seconds between two looks at a sync that is under way
 REPORT_EVERY = 1.0  # seconds between two reports of loading
 WARN_EVERY = 10.0  # seconds between two log lines about loading
 
@@ -88,9 +105,15 @@ class Worker:
         self._log = RecordEncoder(0)
         self._store = self._new_store()
         self._selector = selectors.DefaultSelector()
+        self._background = Background()
         self._links: set[Link] = set()
         self._loading = True
         self._stopping = False
+        self._sync_asked = False  # by a request of this turn
+        self._rewrite_asked = False  # of the supervisor, who says when
+        self._rewriting = False
+        self._rewrites = 0
+        self._rewrite_error = ""
         self._probe_at = 0.0
         self._probe_size = PROBE_LEAST
         self._started = time.monotonic()
@@ -104,7 +127,7 @@ class Worker:
             capacity=config.share(config.capacity, shard),
             maxmemory=config.share(config.maxmemory, shard),
             evict=config.maxmemory_policy == "allkeys-lru",
-            hooks={"stats": self._stats},
+            hooks={"stats": self._stats, "sync": self._on_sync, "rewrite": self._on_rewrite},
         )
 
     # -- the loop ---------------------------------------------------------------------------------
@@ -112,6 +135,7 @@ class Worker:
     def run(self) -> int:
         """Load the log, serve until told to stop, return the exit code."""
         self._selector.register(self._channel, READ)
+        self._selector.register(self._background, READ)
         try:
             try:
                 self._load()
@@ -119,9 +143,10 @@ class Worker:
                 log.critical("cannot load the log: %s", error)
                 return EXIT_DISK
             while not self._stopping:
-                self._turn(PROBE_EVERY if self._store.readonly else None)
+                self._turn(self._timeout())
                 if self._store.readonly and time.monotonic() >= self._probe_at:
                     self._probe()
+                self._aof.check()
             while self._turn(0):  # what the routers had sent before they went
                 pass
             self._aof.close()
@@ -129,12 +154,17 @@ class Worker:
             log.critical("refusing to start: %s", error)
             self._channel.send("refused", reason=str(error))
             return EXIT_REFUSED
-        except (AofBroken, AofSyncFailed) as error:
+        except (AofBroken, AofStalled, AofSyncFailed) as error:
             log.critical("%s; ending without a reply to what is under way", error)
             return EXIT_DISK
         finally:
             self._close()
         return 0
+
+    def _timeout(self) -> float | None:
+        if self._store.readonly:
+            return PROBE_EVERY
+        return LOOK_EVERY if self._aof.unsynced_seconds and self._aof.policy == "everysec" else None
 
     def _turn(self, timeout: float | None) -> bool:
         """Wait for events and act on them; return whether any request arrived."""
@@ -148,6 +178,8 @@ class Worker:
                         arrived.append((link, data))
                 elif link in self._links:
                     self._flush(link)
+            elif key.fileobj is self._background:
+                self._background.finish()
             else:
                 self._on_control()
         if arrived:
@@ -170,8 +202,13 @@ class Worker:
                     self._refuse_writes(error, len(records))
                     results = [execute(data) for _, data in arrived]
             self._store.commit()
-            if records:
+            if self._sync_asked:
+                self._sync_asked = False
+                self._aof.flush()
+            elif records:
                 self._aof.sync()
+            if records and not self._rewrite_asked:
+                self._ask_if_grown()
         for (link, data), (used, replies) in zip(arrived, results, strict=True):
             if used < len(data):
                 link.rest += data[used:]
@@ -219,6 +256,12 @@ class Worker:
                 self._add_link(fds[0])
             elif message["kind"] == "stop":
                 self._stopping = True
+            elif message["kind"] == "switch":
+                self._switch()
+            elif message["kind"] == "adopt":
+                self._adopt(Base(**message["base"]))
+            elif message["kind"] == "unrewritten":
+                self._end_rewrite(AofError(message["reason"]))
         if self._channel.closed:
             self._selector.unregister(self._channel)
             self._stopping = True
@@ -247,8 +290,12 @@ class Worker:
             self._turn(0)
             if self._stopping:
                 return
-        self._log = RecordEncoder(self._aof.seed, self._aof.sequence)
-        self._store.log = self._log
+        if self._aof.suspect:
+            for _ in self._aof.renew(self._store.entries()):
+                self._turn(0)
+                if self._stopping:
+                    return
+        self._number_records(self._aof.sequence)
         self._store.enforce_limits()
         records_ = self._log.pending()
         if records_:
@@ -262,6 +309,12 @@ class Worker:
         seconds = time.monotonic() - started
         log.debug("%d keys loaded in %.2f s", self._store.keys, seconds)
         self._channel.send("ready", keys=self._store.keys, seconds=seconds)
+        self._ask_if_grown()
+
+    def _number_records(self, sequence: int) -> None:
+        """Log to the log's last segment from now on. Nothing may be pending."""
+        self._log = RecordEncoder(self._aof.seed, sequence)
+        self._store.log = self._log
 
     def _refuse_writes(self, error: AofWriteError, size: int) -> None:
         name = errno.errorcode.get(error.errno, str(error.errno))
@@ -277,6 +330,59 @@ class Worker:
         if self._aof.probe(self._probe_size):
             log.warning("the log takes writes again")
             self._store.readonly = None
+
+    def _on_sync(self) -> bytes:
+        """The ``sync`` command: this turn is synced before its replies go."""
+        self._sync_asked = True
+        return _DONE
+
+    # -- rewriting it -----------------------------------------------------------------------------
+
+    def _on_rewrite(self) -> bytes:
+        """The ``rewrite`` command. The supervisor says when it is this shard's turn."""
+        self._ask_rewrite(at_once=True)
+        return _DONE
+
+    def _ask_if_grown(self) -> None:
+        config = self._config
+        if self._aof.is_grown(config.aof_rewrite_percentage, config.aof_rewrite_min_size):
+            self._ask_rewrite(at_once=False)
+
+    def _ask_rewrite(self, *, at_once: bool) -> None:
+        self._rewrite_asked = self._channel.send("rewrite", at_once=at_once)
+
+    def _switch(self) -> None:
+        """Begin: make a new segment beside the loop, log to it, sync the old one beside the loop."""
+        self._rewriting = True
+
+        def prepared(error: BaseException | None) -> None:
+            if error is not None:
+                self._end_rewrite(error)
+                return
+            self._aof.switch()
+            self._number_records(self._log.sequence)
+            self._background.start(self._aof.settle, settled)
+
+        def settled(error: BaseException | None) -> None:
+            if error is not None:
+                raise error
+            self._channel.send("switched")
+
+        self._background.start(self._aof.prepare_switch, prepared)
+
+    def _adopt(self, base: Base) -> None:
+        """End: the closed segments have been folded into ``base``."""
+        self._background.start(lambda: self._aof.adopt(base), self._end_rewrite)
+
+    def _end_rewrite(self, error: BaseException | None) -> None:
+        self._rewriting = False
+        self._rewrite_error = "" if error is None else str(error)
+        if error is None:
+            self._rewrites += 1
+            self._rewrite_asked = False
+        self._channel.send("rewritten", error=self._rewrite_error)
+        if not self._rewrite_asked:
+            self._ask_if_grown()  # it may have grown as much again meanwhile
 
     # -- statistics and the end -------------------------------------------------------------------
 
@@ -300,6 +406,9 @@ class Worker:
                 "links": len(self._links),
                 "readonly": store.readonly is not None,
                 **aof.stats(),
+                "rewrites": self._rewrites,
+                "rewrite_running": self._rewriting,
+                "last_rewrite_error": self._rewrite_error,
             }
         return encode_response(OK, json.dumps(values).encode())
 
@@ -307,10 +416,12 @@ class Worker:
         for link in self._links:
             link.sock.close()
         self._selector.close()
+        self._background.close()
         self._channel.close()
 
 
 _LOADING = encode_error(LOADING)
+_DONE = encode_response(OK, b"OK")
 
 
 def main(config: Config, shard: int, directory: Path, generation: int, channel: Channel) -> int:

@@ -34,7 +34,7 @@ from switch_model import (
     slot_map,
 )
 
-from imds.commands import COMMANDS
+from imds.commands import COMMANDS, Spread
 from imds.router import switch as twin
 
 Touched = AbstractSet[ModelClient]
@@ -43,7 +43,7 @@ Lost = Iterable[Any]
 
 # -- strategies ------------------------------------------------------------------------------------
 
-KEY_COMMANDS = [row for row in COMMANDS.values() if row.name != "stats"]
+KEY_COMMANDS = [row for row in COMMANDS.values() if row.spread is Spread.KEY]
 
 keys = st.one_of(
     st.binary(max_size=6),

@@ -1,0 +1,250 @@
+"""One file of a shard's log: a segment, which grows, or a base, which was written at one go.
+
+::
+
+    file     +--------+--------+-------+------------+------+----------+--------+----------+----------+
+             | magic  | format | shard | generation | seed | sequence | number | reserved | checksum |
+             +--------+--------+-------+------------+------+----------+--------+----------+----------+
+              8 bytes    u32      u32       u64        u64      u64       u64       u64        u64
+             followed by records (imds/shard/record.py) back to back, to the end of the file,
+             and in a segment between them now and then
+
+    mark     +----------+------------+----------+
+             | checksum | 0xFFFFFFFF | position |    all of the segment before ``position`` is on the disk,
+             +----------+------------+----------+    and all of the segments before it
+                 u64         u32         u64         where a record has its length and its number
+
+All integers are big-endian and unsigned. ``seed`` is random and seeds the checksums of the file's records and
+marks; the header's ``checksum`` is xxh64 of the bytes before it, a mark's is made as a record's.
+
+::
+
+              magic      ``sequence``                                       its records are numbered
+    segment   imds-aof   of its first record, 0 where that was not known    on from the file before it
+    base      imds-bas   of the first record of the segment after it        from 1
+
+What always holds:
+
+* A file's header, and its name, are on the disk before anything says that the file is part of the log.
+* A mark tells the truth: it is written after the sync that it speaks of has returned.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from secrets import randbits
+from struct import Struct
+from typing import NamedTuple
+
+from xxhash import xxh64_digest, xxh64_intdigest
+
+from imds.protocol import Buffer
+from imds.shard.kernel import verify_records
+from imds.shard.record import HEADER
+from imds.storage import Storage, write_all
+
+SEGMENT_HEADER = Struct(">8sIIQQQQQQ")
+MAGIC = b"imds-aof"
+MAGIC_BASE = b"imds-bas"
+FORMAT = 1
+SEGMENT_NAME = re.compile(r"(\d{8,})\.aof")
+BASE_NAME = re.compile(r"(\d{8,})\.base")
+
+MARK = 0xFFFF_FFFF  # what a mark has instead of a record's length
+_MARKED = Struct(">IQ")  # the part of a mark that its checksum covers
+# How a mark goes on after its checksum, as its position is far below 2^40.
+_MARK_START = re.compile(rb"\xff{4}\0{3}")
+WINDOW = 1 << 20  # bytes that are read, or searched for marks, in one go
+
+
+class AofError(Exception):
+    """The log cannot do what was asked for."""
+
+
+class AofDamaged(AofError):
+    """The log is not what it should be, in a way that no crash explains. Nothing was changed on disk.
+
+    ``offset`` is where in the file it begins, None where it is about the file as a whole.
+    """
+
+    def __init__(self, path: Path, offset: int | None, reason: str) -> None:
+        where = f" is damaged at byte {offset}: " if offset is not None else " "
+        super().__init__(f"{path}{where}{reason}")
+        self.path = path
+        self.offset = offset
+
+
+def segment_name(number: int) -> str:
+    """Return the file name of segment ``number``."""
+    return f"{number:08d}.aof"
+
+
+def base_name(number: int) -> str:
+    """Return the file name of the base that replaces the segments up to ``number``."""
+    return f"{number:08d}.base"
+
+
+def encode_mark(seed: int, position: int) -> bytes:
+    """Return the mark that says that the segment is on the disk up to ``position``."""
+    fields = _MARKED.pack(MARK, position)
+    return xxh64_digest(fields, seed) + fields
+
+
+def read_mark(data: Buffer, seed: int) -> int | None:
+    """Return the position of the mark at the start of ``data``, None if there is no whole one."""
+    if len(data) < HEADER.size:
+        return None
+    checksum, length, position = HEADER.unpack_from(data)
+    if length != MARK or xxh64_intdigest(data[8 : HEADER.size], seed) != checksum:
+        return None
+    return int(position)
+
+
+def later_marks(
+    storage: Storage, fd: int, seed: int, start: int, size: int
+) -> Iterator[tuple[int, int] | None]:
+    """Search a segment from ``start`` on; yield (offset, position) for a mark, None now and then."""
+    for offset in range(start, size, WINDOW):
+        # A mark begins in this window, and ends in it or right behind it.
+        window = memoryview(storage.read(fd, WINDOW + HEADER.size, offset))
+        for hit in _MARK_START.finditer(window):
+            at = hit.start() - 8
+            if 0 <= at < WINDOW and (position := read_mark(window[at:], seed)) is not None:
+                yield offset + at, position
+        yield None
+
+
+class Header(NamedTuple):
+    """What the header of a file says."""
+
+    magic: bytes
+    generation: int
+    shard: int
+    number: int
+    sequence: int
+    seed: int
+
+    def encode(self) -> bytes:
+        """Return the header's bytes."""
+        fields = SEGMENT_HEADER.pack(
+            self.magic, FORMAT, self.shard, self.generation, self.seed, self.sequence, self.number, 0, 0
+        )[:-8]
+        return fields + xxh64_digest(fields)
+
+    def check(
+        self, path: Path, magic: bytes, generation: int, shard: int, number: int, sequence: int
+    ) -> None:
+        """Raise AofDamaged unless this is the header of the file that is expected there."""
+        found = (self.generation, self.shard, self.number, self.sequence or sequence)
+        expected = (generation, shard, number, sequence)
+        if self.magic != magic or found != expected:
+            raise AofDamaged(
+                path,
+                0,
+                f"(generation, shard, number, sequence number) are {found}, expected {expected}: "
+                "it belongs elsewhere",
+            )
+
+
+def new_header(shard: int, generation: int, number: int, sequence: int = 0, magic: bytes = MAGIC) -> Header:
+    """Return a header with a seed of its own."""
+    return Header(magic, generation, shard, number, sequence, randbits(64))
+
+
+def read_header(storage: Storage, fd: int, path: Path) -> Header:
+    """Return the header of an open file. Raises AofDamaged if it has none."""
+    head = storage.read(fd, SEGMENT_HEADER.size, 0)
+    if len(head) < SEGMENT_HEADER.size:
+        raise AofDamaged(path, 0, "its header is cut short")
+    magic, form, shard, generation, seed, sequence, number, _, checksum = SEGMENT_HEADER.unpack(head)
+    if magic not in (MAGIC, MAGIC_BASE):
+        raise AofDamaged(path, 0, "it does not begin as a segment")
+    if form > FORMAT:
+        raise AofDamaged(path, 8, f"it has format {form}, this imds reads up to {FORMAT}")
+    if xxh64_intdigest(head[:-8]) != checksum:
+        raise AofDamaged(path, 0, "segment header does not match its checksum")
+    return Header(magic, generation, shard, number, sequence, seed)
+
+
+def create_segment(
+    storage: Storage, directory: Path, *, shard: int, generation: int, number: int = 1, sequence: int = 1
+) -> None:
+    """Make an empty segment and sync it, name and all. Raises OSError, FileExistsError if there is one.
+
+    It is part of the log when the manifest names it.
+    """
+    fd = storage.open(directory / segment_name(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        write_all(storage, fd, new_header(shard, generation, number, sequence).encode())
+        storage.fsync(fd)
+    finally:
+        storage.close(fd)
+    storage.fsync_dir(directory)
+
+
+def discard(storage: Storage, path: Path) -> None:
+    """Remove a file that is nothing yet, if there is one. Raises OSError."""
+    if path.name in storage.listdir(path.parent):
+        storage.unlink(path)
+
+
+class Reader:
+    """Reads the records of one open file, verified, about ``chunk`` bytes at a time.
+
+    ``pos`` is the end of what has been read and ``sequence`` the number of the record that should come
+    there, ``records`` how many there were; ``marked`` is the position up to which marks have spoken.
+    After the end ``damage`` is None, or what is wrong at ``pos``.
+    """
+
+    def __init__(self, storage: Storage, fd: int, path: Path, seed: int, sequence: int) -> None:
+        self.path = path
+        self.seed = seed
+        self.sequence = sequence
+        self.records = 0
+        self.size = storage.size(fd)
+        self.pos = SEGMENT_HEADER.size
+        self.marked = SEGMENT_HEADER.size
+        self.damage: str | None = None
+        self._storage = storage
+        self._fd = fd
+
+    def read(self, apply: Callable[[memoryview], object], chunk: int = WINDOW) -> Iterator[None]:
+        """Give all records to ``apply``; yield after each chunk.
+
+        ``apply`` raises ValueError for records that it cannot follow. Raises AofDamaged for that, OSError.
+        """
+        rest = memoryview(b"")
+        need = 0
+        while True:
+            data = self._storage.read(self._fd, max(chunk, need - len(rest)), self.pos + len(rest))
+            rest = memoryview(b"".join((rest, data)) if rest else data)
+            while True:
+                found, used, damage = verify_records(rest, self.seed, self.sequence)
+                if found:
+                    try:
+                        apply(rest[:used])
+                    except ValueError as error:
+                        raise AofDamaged(
+                            self.path, self.pos, f"in the records from here on: {error}"
+                        ) from error
+                    self.sequence += found
+                    self.records += found
+                    self.pos += used
+                    rest = rest[used:]
+                position = read_mark(rest, self.seed) if damage else None
+                if position is None:
+                    break
+                # A mark that speaks for all that is before it needs no mark itself.
+                self.marked = self.pos + HEADER.size if position == self.pos else position
+                self.pos += HEADER.size
+                rest = rest[HEADER.size :]
+            yield
+            if damage or not data:
+                break
+            # The next record may be larger than a chunk: read all of it then, not chunk by chunk.
+            need = HEADER.size + HEADER.unpack_from(rest)[1] if len(rest) >= HEADER.size else 0
+        if self.pos < self.size:
+            self.damage = damage or "record is cut short"
