@@ -175,13 +175,12 @@ class UnifiedStore:
             if count > MAX_COUNT or count * 4 > length - 12 or dialect != envelope.DIALECT_IMDS:
                 if pos:
                     break
-                raise ValueError(
-                    f"no router sends an envelope of {length} bytes, {count} requests, {dialect=}"
-                )
+                header = data[: envelope.REQUEST.size]
+                raise ValueError(f"no router sends an envelope that begins with {header!r}")
             if end > size:
                 break
             self.ops += count
-            header = len(out)
+            reply_header = len(out)
             emit(b"")
             total = 0  # bytes of the replies so far
             at = pos + envelope.REQUEST.size
@@ -229,7 +228,7 @@ class UnifiedStore:
                 total += len(reply)
                 emit(reply)
                 at = stop
-            out[header] = envelope.REPLY.pack(8 + total, ticket, count)
+            out[reply_header] = envelope.REPLY.pack(8 + total, ticket, count)
             pos = end
         self.hits += hits
         return pos, b"".join(out)
