@@ -419,16 +419,20 @@ cdef class Switch:
                 ended.append(client)
         return ended, changed, questions
 
-    def flush_all(self, list clients not None):
-        """Flush each of these clients that is plain; return those that are left to the router."""
+    def flush_all(self, list clients not None, size_t hold=0):
+        """Flush each of these clients that is plain; return (left to the router, held back)."""
         cdef Client client
         cdef Py_ssize_t sent
         cdef size_t size
         cdef list left = []
+        cdef list held = []
         for client in clients:
             if client.plain and not client.closing:
                 size = stream_size(&client._out)
                 if not size:
+                    continue
+                if size < hold and client._first != NULL and client._first.emitted:
+                    held.append(client)
                     continue
                 sent = send(client.fd, stream_front(&client._out), size, QUIETLY)
                 if sent > 0:
@@ -436,7 +440,7 @@ cdef class Switch:
                     if <size_t>sent == size:
                         continue
             left.append(client)
-        return left
+        return left, held
 
     def feed(self, Client client not None, bytes data not None):
         """Take bytes that the client sent; return the questions."""

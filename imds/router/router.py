@@ -42,6 +42,10 @@ WINDOW = 4096  # unanswered requests of one client above which it is not read
 OUT_LIMIT = 1 << 20  # bytes of unread replies above which a client is not read
 OUT_HARD_LIMIT = 256 << 20  # and above which it is dropped
 BACKLOG_LIMIT = 1 << 20  # bytes waiting for a shard above which clients that add to it are not read
+# Replies that stop in the midst of a turn, because another shard has not answered yet, wait for it as long as
+# this, unless they are as much as this: one send for the whole turn is much cheaper than one for each shard.
+HOLD = 0.001  # seconds
+HOLD_BYTES = 16 << 10
 ACCEPTS = 64  # connections accepted per wake-up
 LINGER = 2.0  # seconds
 LINGER_DRAINING = 0.2  # seconds: an idle client must not hold up a stop
@@ -101,6 +105,8 @@ class Router:
         self._gathers: set[Gather] = set()
         self._silent: set[int] = set()  # shards that owe an answer which nobody waits for any more
         self._answered: list[Client] = []  # has output, and is sent it at the end of a turn
+        self._held: list[Client] = []  # has part of a turn's replies, which may wait for the rest
+        self._held_until = 0.0
         self._dirty: dict[Connection, None] = {}  # has news; looked at once, at the end of a turn
         self._accepting = False
         self._next_warning = 0.0
@@ -151,6 +157,8 @@ class Router:
     def _timeout(self) -> float | None:
         if self._drains_until:
             return 0.05
+        if self._held:
+            return HOLD
         return 0.1 if self._lingering or self._gathers or not self._accepting else None
 
     def _on_time(self) -> None:
@@ -240,10 +248,8 @@ class Router:
 
     def _flush_clients(self) -> None:
         """Send every client what its socket takes; for dirty ones decide what to wait for next."""
-        if self._answered:
-            answered, self._answered = self._answered, []
-            for client in self._switch.flush_all(answered):
-                self._dirty[client.owner] = None
+        if self._answered or self._held:
+            self._flush_answered()
         dirty, self._dirty = self._dirty, {}
         for connection in dirty:
             if connection not in self._connections or connection.lingers_until:
@@ -274,6 +280,19 @@ class Router:
             ):
                 mask |= READ
             self._watch(connection, mask)
+
+    def _flush_answered(self) -> None:
+        """Send the plain clients what they have; the others become dirty."""
+        answered, self._answered = self._answered, []
+        changed, held = self._switch.flush_all(answered, HOLD_BYTES)
+        if held and not self._held:
+            self._held_until = time.monotonic() + HOLD
+        self._held += held
+        if self._held and time.monotonic() >= self._held_until:
+            held, self._held = self._held, []
+            changed += self._switch.flush_all(held)[0]
+        for client in changed:
+            self._dirty[client.owner] = None
 
     def _watch(self, connection: Connection, mask: int) -> None:
         if mask != connection.mask:

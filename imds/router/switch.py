@@ -244,22 +244,30 @@ class Switch:
                 changed.append(client)
         return ended, changed, questions
 
-    def flush_all(self, clients: list[Client]) -> list[Client]:
-        """:meth:`flush` each of these clients that is ``plain``, in one call for all.
+    def flush_all(self, clients: list[Client], hold: int = 0) -> tuple[list[Client], list[Client]]:
+        """:meth:`flush` each of these clients that is ``plain``, in one call for all; returns two lists.
 
-        Returns the others, and those of which the socket did not take everything: for these the router
-        has to do it, and to decide what comes next.
+        The other clients, and those of which the socket did not take everything: for these the router has
+        to do it, and to decide what comes next. And the clients that were held back, because what they
+        have is under ``hold`` bytes and stops in the midst of a turn: one send for a turn's replies
+        is much cheaper than one for each shard's, so the router waits a moment for the rest.
         """
-        left = []
+        left, held = [], []
         for client in clients:
             if client.plain and not client.closing:
+                size = len(client.out)
+                if not size:
+                    continue
+                if size < hold and client.turns and client.turns[0].emitted:
+                    held.append(client)
+                    continue
                 try:
                     if not _write(client.fd, client.out)[1]:
                         continue
                 except OSError:
                     pass  # the router's own try will say so
             left.append(client)
-        return left
+        return left, held
 
     def feed(self, client: Client, data: bytes) -> list[tuple[Turn, Command]]:
         """Take bytes that the client sent: hand its whole requests to the shards that own their keys.

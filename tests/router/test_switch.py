@@ -542,7 +542,8 @@ def test_many_clients_in_one_call(bench: Bench) -> None:
         assert clients["malformed"].closing
 
         assert [client.owner for client in bench.serve(0)] == ["asks", "many"]
-        left = bench.switch.flush_all(everyone)
+        left, held = bench.switch.flush_all(everyone)
+        assert held == []
         assert [client.owner for client in left] == ["malformed", "not plain"]
         assert wires["asks"].take() == shard_reply(0, get)
         assert wires["many"].take() == shard_reply(0, get) * 3
@@ -572,11 +573,11 @@ def test_flush_all_leaves_what_the_socket_does_not_take(bench: Bench) -> None:
         gone.far.close()
         bench.switch.feed(clients[1], get)
         expected = b""
-        while not bench.switch.flush_all(clients[:1]):
+        while not bench.switch.flush_all(clients[:1])[0]:
             bench.switch.feed(clients[0], get * 1000)
             expected += shard_reply(0, get) * 1000
             bench.serve(0)
-        assert bench.switch.flush_all(clients) == clients
+        assert bench.switch.flush_all(clients) == (clients, [])
         received = b""
         while len(received) < len(expected):
             received += full.take()
@@ -584,6 +585,38 @@ def test_flush_all_leaves_what_the_socket_does_not_take(bench: Bench) -> None:
         assert received == expected
         with pytest.raises(BrokenPipeError):
             bench.switch.flush(clients[1], gone.fd)
+
+
+def test_flush_all_holds_back_part_of_a_turn(bench: Bench) -> None:
+    """Until the turn is whole, or there is much of it, or the router is through with waiting."""
+    first, second = (request(b"get", key) for key in bench.keys)
+    with Wire() as wire:
+        client = bench.switch.attach(None, wire.fd)
+        client.plain = True
+        bench.switch.feed(client, first + second)
+        assert bench.serve(0) == [client]
+        assert bench.switch.flush_all([client], 1000) == ([], [client])
+        assert not wire.take()
+        assert bench.switch.flush_all([client], len(shard_reply(0, first))) == ([], [])
+        assert wire.take() == shard_reply(0, first)
+        assert bench.serve(1) == [client]
+        assert bench.switch.flush_all([client], 1000) == ([], [])
+        assert wire.take() == shard_reply(1, second)
+        bench.switch.feed(client, first + second)
+        bench.switch.feed(client, first)
+        bench.serve(1, 0)
+        assert bench.switch.flush_all([client], 1000) == ([], [])
+        assert wire.take() == shard_reply(0, first) + shard_reply(1, second) + shard_reply(0, first)
+        bench.switch.feed(client, second)
+        bench.switch.feed(client, first + second)
+        bench.serve(0)
+        assert bench.switch.flush_all([client], 1000) == ([], [])  # nothing is there to send
+        bench.serve(1)
+        bench.switch.feed(client, first + second)
+        bench.serve(0)
+        assert bench.switch.flush_all([client], 1000) == ([], [client])
+        assert bench.switch.flush_all([client]) == ([], [])
+        bench.serve(1)
 
 
 def test_one_wake_up_takes_a_bounded_piece(bench: Bench) -> None:
