@@ -44,7 +44,7 @@ from imds.config import Config
 from imds.control import Channel
 from imds.envelope import LENGTH, refuse
 from imds.process import EXIT_DISK, EXIT_REFUSED, ignore, set_schedule, start_logging
-from imds.protocol import OK, U32, encode_error, encode_response
+from imds.protocol import OK, U32, Buffer, encode_error, encode_response
 from imds.shard.aof import (
     Aof,
     AofBroken,
@@ -74,15 +74,17 @@ log = logging.getLogger("imds.shard")
 class Link:
     """The stream to one router."""
 
-    __slots__ = ("mask", "out", "rest", "sock")
+    __slots__ = ("fd", "inbox", "mask", "out", "rest", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.fd = sock.fileno()
+        self.inbox = memoryview(bytearray(RECEIVE))  # what the last read gave; used again by the next
         self.rest = bytearray()  # an envelope of which the end has not arrived
         self.out = bytearray()  # replies that the socket has not taken
         self.mask = READ
 
-    def take(self, data: bytes) -> bytes:
+    def take(self, data: Buffer) -> Buffer:
         """Return the bytes to execute now that ``data`` has arrived: none before an envelope is whole."""
         if not self.rest:
             return data
@@ -168,7 +170,7 @@ class Worker:
 
     def _turn(self, timeout: float | None) -> bool:
         """Wait for events and act on them; return whether any request arrived."""
-        arrived: list[tuple[Link, bytes]] = []
+        arrived: list[tuple[Link, Buffer]] = []
         for key, mask in self._selector.select(timeout):
             if isinstance(key.data, Link):
                 link = key.data
@@ -186,7 +188,7 @@ class Worker:
             self._serve(arrived)
         return bool(arrived)
 
-    def _serve(self, arrived: list[tuple[Link, bytes]]) -> None:
+    def _serve(self, arrived: list[tuple[Link, Buffer]]) -> None:
         """Execute, log, sync, reply: in this order, for everything that has arrived."""
         if self._loading:
             results = [refuse(data, _LOADING) for _, data in arrived]
@@ -212,29 +214,43 @@ class Worker:
         for (link, data), (used, replies) in zip(arrived, results, strict=True):
             if used < len(data):
                 link.rest += data[used:]
-            link.out += replies
-            self._flush(link)
+            self._send(link, replies)
 
     # -- links ------------------------------------------------------------------------------------
 
-    def _receive(self, link: Link) -> bytes:
+    def _receive(self, link: Link) -> Buffer:
         try:
-            data = os.read(link.sock.fileno(), RECEIVE)
+            size = link.sock.recv_into(link.inbox)
         except BlockingIOError:
             return b""
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._drop(link)
             return b""
-        return link.take(data)
+        return link.take(link.inbox[:size])
+
+    def _send(self, link: Link, replies: bytes) -> None:
+        """Send at once what the socket takes, and keep the rest."""
+        if link not in self._links:
+            return
+        if not link.out:
+            try:
+                sent = os.write(link.fd, replies)
+            except OSError:
+                sent = 0  # _flush will see why
+            if sent == len(replies):
+                return
+            replies = replies[sent:]
+        link.out += replies
+        self._flush(link)
 
     def _flush(self, link: Link) -> None:
         if link not in self._links:
             return
         if link.out:
             try:
-                del link.out[: os.write(link.sock.fileno(), link.out)]
+                del link.out[: os.write(link.fd, link.out)]
             except BlockingIOError:
                 pass
             except OSError:
