@@ -241,9 +241,6 @@ class DataDir:
         if NEW_MANIFEST in names:
             self.storage.unlink(self.path / NEW_MANIFEST)
         others = [one for name in names if (one := _generation_of(name)) and one != self.generation]
-        if others and self.generation:
-            # The manifest that we have read must be the one on the disk before the other one's data goes.
-            self.storage.fsync_dir(self.path)
         for generation in others:
             name = generation_name(generation)
             log.warning("%s: removing %s, which the manifest does not name", self.path, name)

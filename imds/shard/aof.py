@@ -211,6 +211,9 @@ class Aof:
         if self.suspect:
             return
         self._synced = self._marked if self.policy == "no" else self._size
+        # The manifest may have been renamed by a process that was killed right then: it has to be on the
+        # disk before anything that an older one names is removed, or that it does not name is written to.
+        storage.fsync_dir(self.directory)
         self._remove(unnamed, logging.WARNING)
         self._start_thread()
 
@@ -339,11 +342,7 @@ class Aof:
 
     def _remove(self, names: list[str], level: int) -> None:
         """Remove files that the manifest does not name. What cannot be removed is left to the next start."""
-        if not names:
-            return
         try:
-            # The manifest that we have read must be the one on the disk before the other one's files go.
-            self._storage.fsync_dir(self.directory)
             for name in names:
                 log.log(level, "%s: removing %s, which the manifest does not name", self.directory, name)
                 self._storage.unlink(self.directory / name)
@@ -566,7 +565,11 @@ class Aof:
     def _seal(self, fd: int, seed: int, size: int) -> None:
         """Say at the end of a segment that all of it is safe. An error here costs only this knowledge."""
         with suppress(OSError):
-            write_all(self._storage, fd, encode_mark(seed, size))
+            try:
+                write_all(self._storage, fd, encode_mark(seed, size))
+            except OSError:
+                self._storage.truncate(fd, size)  # a part of a mark would be damage
+                raise
             self._storage.fdatasync(fd)
 
     # -- rewriting: see imds/shard/rewrite.py ------------------------------------------------------------

@@ -30,7 +30,7 @@ step  stopped after                                     the next start
 3     some of 5.base, 6 and 7 were deleted              removes the others
 ====  ================================================  ===================================================
 
-Before anything is removed the directory is synced, so that the manifest which is read is the one that stays.
+A start syncs the directory before it removes a file or serves: the manifest that it read is there to stay.
 An error instead of a crash leaves the same files: the log goes on as it is, and the next try begins anew.
 
 A base keeps the order in which keys were last written, oldest first: reading it gives the same LRU order as
