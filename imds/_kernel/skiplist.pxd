@@ -34,6 +34,7 @@ from imds._kernel.table cimport (
     table_find,
     table_flaw,
     table_free,
+    table_free_some,
     table_hash,
     table_init,
     table_remove,
@@ -56,6 +57,7 @@ ctypedef struct Zset:
     size_t bytes
     Item *head          # its ``extra`` is how many levels it has room for
     Table *table
+    Zset *next          # of several whose memory is being freed
     uint64_t seed       # of the table
     uint32_t height     # levels above 0 that have been used
 
@@ -104,18 +106,29 @@ cdef inline Zset *zset_new(uint64_t seed) noexcept nogil:
     return zset
 
 
+cdef inline bint zset_free_some(Zset *zset, size_t most) noexcept nogil:
+    """Free ``most`` of the set's nodes and chains; whether that was all. Nothing else may be done with it then."""
+    cdef Item *node
+    if zset.table != NULL:
+        most -= table_free_some(zset.table, most)
+        if zset.table.segments == NULL:
+            free(zset.table)
+            zset.table = NULL
+    while most and zset.head.next != NULL:
+        node = zset.head.next
+        zset.head.next = node.next
+        node_free(node)
+        most -= 1
+    if zset.table != NULL or zset.head.next != NULL:
+        return False
+    node_free(zset.head)
+    free(zset)
+    return True
+
+
 cdef inline void zset_free(Zset *zset) noexcept nogil:
     """Free the set and its nodes. O(n)."""
-    cdef Item *node = zset.head
-    cdef Item *next
-    while node != NULL:
-        next = node.next
-        node_free(node)
-        node = next
-    if zset.table != NULL:
-        table_free(zset.table)
-        free(zset.table)
-    free(zset)
+    zset_free_some(zset, <size_t>-1)
 
 
 cdef inline size_t _cost(size_t count, size_t bytes, bint table, uint32_t head_levels) noexcept nogil:

@@ -8,6 +8,8 @@ What this file adds to the twin's rules:
   record: when memory ends, the command answers OOM and nothing has happened but evictions.
 * ``used`` counts what glibc's malloc takes for entries and nodes, and TABLE_SHARE bytes for a place in a table.
 * Pointers into a table last until the table changes: an eviction changes it.
+* No operation takes long but by what it answers: the table grows by one chain at a time, and a large set that is
+  gone is freed in the course of the requests that follow, FREED nodes in each.
 """
 
 from os import urandom
@@ -58,6 +60,7 @@ from imds._kernel.skiplist cimport (
     zset_first,
     zset_flaw,
     zset_free,
+    zset_free_some,
     zset_move,
     zset_new,
     zset_rank,
@@ -91,6 +94,8 @@ cdef enum:
     REPLY_HEADER = 12
     RECORD_HEADER = 20
     MOST_TOKENS = 4      # that any command here looks at
+    MANY = 1024          # members of a set that is not freed at once
+    FREED = 64           # of its nodes, at each request
     ROOM = 256           # bytes of reply buffer that each command finds free
     BROKEN = 1           # an envelope's size, for one that no router makes
 
@@ -290,6 +295,8 @@ cdef class UnifiedStore:
     cdef uint64_t _changes   # calls that may have changed data or order, for entries()
     cdef uint64_t _dice
     cdef bint _replaying
+    cdef Zset *_gone         # large sets that are being freed
+    cdef readonly size_t dying  # how many
 
     def __cinit__(self):
         self._ring.next = self._ring.second.older = &self._ring
@@ -309,6 +316,8 @@ cdef class UnifiedStore:
         cdef Item *entry = self._ring.next
         cdef Item *next
         self._forget()
+        while self._gone != NULL:
+            self._free_some(<size_t>-1)
         while entry != &self._ring:
             next = entry.next
             entry_free(entry)
@@ -385,6 +394,8 @@ cdef class UnifiedStore:
     cdef int _answer(self, Request *request) except -1:
         """Run one request; its reply, or at least ROOM bytes of it, fits into the buffer."""
         cdef const Row *row
+        if self._gone != NULL:
+            self._free_some(FREED)
         if request.count == 0:
             self._reply(UNKNOWN_COMMAND)
             return 0
@@ -753,6 +764,25 @@ cdef class UnifiedStore:
             self.log.end(request.size)
         self._reply(DONE)
 
+    cdef void _free(self, Item *entry) noexcept:
+        """Free an entry, or begin to."""
+        cdef Zset *zset
+        if not is_set(entry) or zset_of(entry).count < MANY:
+            entry_free(entry)
+            return
+        zset = zset_of(entry)
+        free(entry)
+        zset.next = self._gone
+        self._gone = zset
+        self.dying += 1
+
+    cdef void _free_some(self, size_t most) noexcept:
+        """Free some more of a large set that is gone."""
+        cdef Zset *next = self._gone.next
+        if zset_free_some(self._gone, most):
+            self._gone = next
+            self.dying -= 1
+
     cdef void _forget(self) noexcept:
         """Free what only the undo list still has."""
         cdef size_t i
@@ -760,9 +790,9 @@ cdef class UnifiedStore:
         for i in range(self._undo_count):
             undo = &self._undo[i]
             if undo.change == REPLACED:
-                entry_free(undo.other)
+                self._free(undo.other)
             elif undo.change == REMOVED:
-                entry_free(undo.entry)
+                self._free(undo.entry)
             elif undo.change == MEMBER_REMOVED:
                 node_free(undo.other)
         self._undo_count = 0
@@ -797,14 +827,14 @@ cdef class UnifiedStore:
                 ring_remove(entry)
                 ring_add(&self._ring, undo.other)
                 self.used += entry_cost(undo.other) - entry_cost(entry)
-                entry_free(entry)
+                self._free(entry)
                 continue
             if undo.change == ADDED:
                 self.used -= entry_cost(entry)
                 hash = table_hash(&self._table, key_of(entry), entry.size)
                 table_remove(&self._table, hash, table_slot(&self._table, entry))
                 ring_remove(entry)
-                entry_free(entry)
+                self._free(entry)
                 continue
             if undo.change == REMOVED:
                 hash = table_hash(&self._table, key_of(entry), entry.size)

@@ -107,10 +107,10 @@ cdef inline Bucket *chain_of(const Table *table, uint64_t hash) noexcept nogil:
 
 
 cdef inline bint table_init(Table *table, uint64_t seed) noexcept nogil:
-    """Make an empty table; False if there is no memory."""
+    """Make an empty table; False if there is no memory, and nothing to free."""
     table.seed = seed
     table.count = 0
-    table.buckets = table.room = FIRST_BUCKETS
+    table.buckets = table.room = 0
     table.mask = FIRST_BUCKETS - 1
     table.segments_room = 1
     table.segments = <Bucket **>alloc(sizeof(Bucket *))
@@ -118,29 +118,33 @@ cdef inline bint table_init(Table *table, uint64_t seed) noexcept nogil:
         return False
     table.segments[0] = <Bucket *>alloc_lines(FIRST_BUCKETS * sizeof(Bucket))
     if table.segments[0] == NULL:
-        free(table.segments)
-        table.segments = NULL
+        table_free(table)
         return False
+    table.buckets = table.room = FIRST_BUCKETS
     return True
 
 
+cdef inline size_t table_free_some(Table *table, size_t most) noexcept nogil:
+    """Free ``most`` chains, and after the last one the rest of the table, not the items; return how many it had.
+
+    Nothing else may be done with the table then, but this again, until ``segments`` is NULL.
+    """
+    cdef size_t freed = 0
+    while table.buckets and freed < most:
+        table.buckets -= 1
+        freed += 1
+        _free_chain(_bucket(table, table.buckets).more)
+        if table.buckets & (SEGMENT - 1) == 0:
+            free(table.segments[table.buckets >> SEGMENT_BITS])
+    if table.buckets == 0:
+        free(table.segments)
+        table.segments = NULL
+    return freed
+
+
 cdef inline void table_free(Table *table) noexcept nogil:
-    """Free the table, not the items. An uninitialised one of zeros is fine."""
-    cdef size_t chain
-    cdef Bucket *more
-    cdef Bucket *next
-    if table.segments == NULL:
-        return
-    for chain in range(table.buckets):
-        more = _bucket(table, chain).more
-        while more != NULL:
-            next = more.more
-            free(more)
-            more = next
-    for chain in range((table.room + SEGMENT - 1) >> SEGMENT_BITS):
-        free(table.segments[chain])
-    free(table.segments)
-    table.segments = NULL
+    """Free the table, not the items. One of zeros, never made, is fine."""
+    table_free_some(table, <size_t>-1)
 
 
 cdef inline uint64_t *table_find(const Table *table, uint64_t hash, const uint8_t *key, size_t size) noexcept nogil:

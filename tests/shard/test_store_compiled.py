@@ -350,6 +350,30 @@ def test_used_is_what_the_allocator_takes():
     assert 60 < ranks.used / 20_000 < 75
 
 
+def test_a_large_set_is_freed_in_the_course_of_requests():
+    """Removing it does not stop the shard; used tells at once, the memory comes back with what follows."""
+    prepare = [[b"zadd", b"z", b"%d" % number, b"m%d" % number] for number in range(5000)]
+    for removal in ([b"del", b"z"], [b"set", b"z", b"v"]):
+        store = a_store(prepare)
+        store.execute(seal(1, 1, encode_request(removal)))
+        assert store.used < 300
+        assert store.dying == 0
+        store.rollback()
+        assert store.digest() == a_store(prepare).digest()
+        store.execute(seal(1, 1, encode_request(removal)))
+        store.commit()
+        store.check()
+        asked = 0
+        while store.dying:
+            asked += 1
+            store.execute(seal(1, 1, encode_request([b"zrank", b"z", b"m"])))
+        assert 5000 / 64 < asked < 7000 / 64
+    dropped = a_store(prepare)
+    dropped.execute(seal(1, 1, encode_request([b"del", b"z"])))
+    dropped.commit()
+    assert dropped.dying == 1  # and is freed with the store
+
+
 def test_random_sets_are_the_same_as_the_twins():
     dice = random.Random(12)
     one, two = sortedset_twin.SortedSet(), sortedset.SortedSet()
