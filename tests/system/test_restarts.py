@@ -208,15 +208,15 @@ from pathlib import Path
 if "imds-shard-0" in sys.orig_argv:
     from imds.shard import worker
 
-    flush = worker.Worker._flush
+    class Liar(worker.UnifiedStore):
+        def execute(self, data):
+            used, replies = super().execute(data)
+            if replies and Path(os.environ["LIE"]).exists():
+                Path(os.environ["LIE"]).unlink()
+                replies = replies[:4] + b"\\xff\\xff\\xff\\xff" + replies[8:]  # the ticket
+            return used, replies
 
-    def lie(self, link):
-        if link.out and Path(os.environ["LIE"]).exists():
-            Path(os.environ["LIE"]).unlink()
-            link.out[4:8] = b"\\xff\\xff\\xff\\xff"  # the ticket
-        flush(self, link)
-
-    worker.Worker._flush = lie
+    worker.UnifiedStore = Liar
 """
 
 
