@@ -40,6 +40,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from imds import _kernel
 from imds import config as configuration
 from imds.config import Config, ConfigError
 from imds.control import Channel, Message
@@ -528,6 +529,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"imds-router: {error}", file=sys.stderr)
         return 2
     start_logging("supervisor", config.log_level)
+    if _kernel.MISSING:
+        log.warning(
+            "the compiled kernels were not built: the Python ones run, at a fraction of the speed"
+        )
     for number in STOP_SIGNALS:  # until the supervisor's loop takes them
         signal.signal(number, _interrupt)
     listeners: list[list[socket.socket]] = []

@@ -57,6 +57,12 @@ def test_built_kernels_are_used():
     assert run(SHOW).stdout.split() == run(SHOW, IMDS_DISABLE_KERNEL="0").stdout.split() == expected
 
 
+def test_kernels_are_missing_only_where_nobody_disabled_them():
+    show = "from imds import _kernel; print(_kernel.MISSING)"
+    assert run(show).stdout.split() == [str(not BUILT)]
+    assert run(show, IMDS_DISABLE_KERNEL="1").stdout.split() == ["False"]
+
+
 def test_required_kernels_are_used_or_missed():
     result = run(SHOW, IMDS_REQUIRE_KERNEL="1")
     if BUILT:

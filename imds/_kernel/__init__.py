@@ -42,6 +42,8 @@ def _compiled() -> bool:
 
 
 COMPILED: bool = _compiled()
+# Nobody asked for the twins: the compiled kernels were not, or could not be, built.
+MISSING: bool = not COMPILED and not _flag("IMDS_DISABLE_KERNEL")
 VARIANT: str = "compiled" if COMPILED else "python"
 
 
