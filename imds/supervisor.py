@@ -530,9 +530,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     start_logging("supervisor", config.log_level)
     if _kernel.MISSING:
-        log.warning(
-            "the compiled kernels were not built: the Python ones run, at a fraction of the speed"
-        )
+        log.warning("the compiled kernels were not built: the Python ones run, at a fraction of the speed")
     for number in STOP_SIGNALS:  # until the supervisor's loop takes them
         signal.signal(number, _interrupt)
     listeners: list[list[socket.socket]] = []
