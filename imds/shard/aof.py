@@ -458,7 +458,9 @@ class Aof:
 
     def check(self) -> None:
         """Raise AofStalled if no sync of ``everysec`` has ended for MAX_STALL seconds, or what has failed."""
-        if self._thread is not None and self.failed is None and self.unsynced_seconds > MAX_STALL:
+        since = self._syncing_since
+        stalled = since is not None and self._thread is not None and monotonic() - since > MAX_STALL
+        if stalled and self.failed is None:
             self.failed = AofStalled(f"{self._path}: no sync has ended for {MAX_STALL:g} s")
         if self.failed is not None:
             self._raise_failed()
@@ -679,6 +681,12 @@ class Aof:
     @property
     def _closed_bytes(self) -> int:
         return sum(self._closed_sizes.values())
+
+    @property
+    def watched(self) -> bool:
+        """Whether :meth:`check` should be called again before long: something waits for the second thread."""
+        waits = self._dirty_since is not None or self._syncing_since is not None
+        return waits and self._thread is not None
 
     @property
     def unsynced_seconds(self) -> float:

@@ -166,7 +166,7 @@ class Worker:
     def _timeout(self) -> float | None:
         if self._store.readonly:
             return PROBE_EVERY
-        return LOOK_EVERY if self._aof.unsynced_seconds and self._aof.policy == "everysec" else None
+        return LOOK_EVERY if self._aof.watched else None
 
     def _turn(self, timeout: float | None) -> bool:
         """Wait for events and act on them; return whether any request arrived."""

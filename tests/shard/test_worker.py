@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from failing_storage import FastStorage
@@ -57,13 +58,14 @@ class Disk(FastStorage):
 class Shard:
     """A worker in a thread, and the router's end of a link to it."""
 
-    def __init__(self, directory: Path, policy: str) -> None:
+    def __init__(self, directory: Path, policy: str, **options: Any) -> None:
         self.disk = Disk()
-        create_log(self.disk, directory, shard=0, generation=1)
+        if not any(directory.iterdir()):
+            create_log(self.disk, directory, shard=0, generation=1)
         self.aof = Aof(directory, shard=0, generation=1, policy=policy, storage=self.disk)
         self.control, theirs = Channel.pair()
         self.exit_code: int | None = None
-        self.worker = Worker(Config(appendfsync=policy), 0, self.aof, Channel(theirs))
+        self.worker = Worker(Config(appendfsync=policy, **options), 0, self.aof, Channel(theirs))
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         self.router, shard_end = socket.socketpair()
@@ -71,8 +73,10 @@ class Shard:
         with shard_end:
             self.control.send("link", (shard_end.fileno(),), router=0)
         self.ticket = 0
-        while not any(message["kind"] == "ready" for message, _ in self.control.receive()):
+        self.early_messages: list[Any] = []  # that came until it was ready
+        while not any(message["kind"] == "ready" for message, _ in self.early_messages):
             assert select.select([self.control], [], [], DEADLINE)[0]
+            self.early_messages += self.control.receive()
         self.disk.router = self.router
 
     def _run(self) -> None:

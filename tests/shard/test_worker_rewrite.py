@@ -1,0 +1,272 @@
+"""The shard's loop while its log is rewritten, asked to sync, and over a disk that does not answer."""
+
+from __future__ import annotations
+
+import json
+import select
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from failing_storage import FastStorage
+from test_worker import DEADLINE, Disk, Shard
+
+from imds.process import EXIT_DISK
+from imds.protocol import OK, encode_request
+from imds.shard import aof as aof_module
+from imds.shard.aof import SUSPECT, Aof
+from imds.shard.kernel import RecordEncoder, UnifiedStore
+from imds.shard.manifest import MANIFEST
+from imds.shard.record import each_effect
+from imds.shard.rewrite import fold
+
+FAST = FastStorage()
+DONE = (OK, b"OK")
+
+
+@pytest.fixture
+def shard(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    made = Shard(tmp_path, getattr(request, "param", "everysec"))
+    yield made
+    if made.exit_code is None:
+        made.stop()
+    made.router.close()
+    made.control.close()
+
+
+def heard(shard: Shard, kind: str) -> dict[str, Any]:
+    """Return the next message of that kind to the supervisor."""
+    while True:
+        for message, _ in shard.control.receive():
+            if message["kind"] == kind:
+                return message
+        assert select.select([shard.control], [], [], DEADLINE)[0], f"no {kind}"
+
+
+def stats(shard: Shard) -> dict[str, Any]:
+    ((status, payload),) = shard.ask((b"stats",))
+    assert status == OK
+    found: dict[str, Any] = json.loads(payload)
+    return found
+
+
+def files(shard: Shard) -> list[str]:
+    return sorted(path.name for path in shard.aof.directory.iterdir())
+
+
+def fold_it(shard: Shard) -> dict[str, int]:
+    """Do the rewriter's part."""
+    base = fold(FAST, shard.aof.directory, UnifiedStore(RecordEncoder(0)), shard=0, generation=1)
+    assert base is not None
+    return asdict(base)
+
+
+def effects(directory: Path) -> list[bytes]:
+    """Return what a log holds."""
+    found: list[bytes] = []
+    aof = Aof(directory, shard=0, generation=1, policy="no", storage=FAST)
+    for _ in aof.load(lambda records: found.extend(bytes(records[a:b]) for _, a, b in each_effect(records))):
+        pass
+    aof.close()
+    return found
+
+
+# -- sync --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shard", ["everysec", "no", "always"], indirect=True)
+def test_sync_is_answered_when_all_is_on_the_disk(shard: Shard) -> None:
+    for number in range(3):
+        shard.ask((b"set", b"before", b"%d" % number))
+        shard.disk.events.clear()
+        replies = shard.ask((b"set", b"key", b"%d" % number), (b"SYNC",), (b"get", b"key"), (b"sync",))
+        assert replies == [DONE, DONE, (OK, b"%d" % number), DONE]
+        assert shard.disk.events == ["write", "sync"], "once for all of the turn, before any reply"
+        assert stats(shard)["aof_unsynced_bytes"] == 0
+        shard.disk.events.clear()
+        assert shard.ask((b"sync",)) == [DONE]
+        assert shard.disk.events == [], "there was nothing to sync"
+    assert not shard.disk.early
+
+
+@pytest.mark.parametrize("shard", ["everysec", "no"], indirect=True)
+def test_a_sync_that_fails_is_never_answered(shard: Shard) -> None:
+    assert shard.ask((b"set", b"key", b"1")) == [DONE]
+    shard.disk.fails = {"sync"}
+    shard.send((b"sync",))
+    assert shard.ended() == EXIT_DISK
+    assert SUSPECT in files(shard)
+
+
+# -- rewriting ---------------------------------------------------------------------------------------------
+
+
+def test_a_rewrite_from_the_request_to_its_end(shard: Shard) -> None:
+    for number in range(50):
+        shard.ask((b"set", b"key", b"%d" % number), (b"zadd", b"z", b"%d" % number, b"m"))
+    assert shard.ask((b"rewrite",)) == [DONE]
+    assert heard(shard, "rewrite")["at_once"] is True
+    assert stats(shard)["rewrite_running"] is False, "it is not this shard's turn yet"
+    shard.control.send("switch")
+    heard(shard, "switched")
+    assert stats(shard)["rewrite_running"] is True
+    assert shard.ask((b"set", b"other", b"after the switch")) == [DONE]
+    assert files(shard) == ["00000001.aof", "00000002.aof", MANIFEST]
+    base = fold_it(shard)
+    assert base["records"] == 2
+    assert shard.ask((b"set", b"other", b"after the fold")) == [DONE]
+    shard.control.send("adopt", base=base)
+    assert heard(shard, "rewritten")["error"] == ""
+    assert files(shard) == ["00000001.base", "00000002.aof", MANIFEST]
+    row = stats(shard)
+    assert (row["rewrites"], row["rewrite_running"], row["last_rewrite_error"]) == (1, False, "")
+    assert row["aof_base_bytes"] == base["bytes"]
+    shard.stop()
+    assert effects(shard.aof.directory) == [
+        encode_request([b"set", b"key", b"49"]),
+        encode_request([b"zadd", b"z", b"49.0", b"m"]),
+        encode_request([b"set", b"other", b"after the switch"]),
+        encode_request([b"set", b"other", b"after the fold"]),
+    ]
+
+
+def test_the_loop_goes_on_while_files_are_made_and_removed(shard: Shard) -> None:
+    """Each slow operation of a rewrite stands still until the shard has answered meanwhile."""
+    go, reached = threading.Event(), threading.Semaphore(0)
+
+    class Slow(Disk):
+        def _note(self, name: str) -> None:
+            pass
+
+        def wait(self) -> None:
+            reached.release()
+            assert go.wait(DEADLINE)
+
+        def fsync(self, fd: int) -> None:
+            self.wait()
+
+        def fsync_dir(self, path: Path) -> None:
+            self.wait()
+
+        def unlink(self, path: Path) -> None:
+            self.wait()
+            super().unlink(path)
+
+    shard.ask((b"set", b"key", b"0"))
+    shard.aof._storage = Slow()
+    for step in ("switch", "adopt"):
+        fields = {"base": fold_it(shard)} if step == "adopt" else {}
+        go.clear()
+        shard.control.send(step, **fields)
+        assert reached.acquire(timeout=DEADLINE)
+        for number in range(3):
+            assert shard.ask((b"set", b"key", b"%d" % number), (b"get", b"key"))[1] == (OK, b"%d" % number)
+        go.set()
+        heard(shard, "switched" if step == "switch" else "rewritten")
+    assert stats(shard)["rewrites"] == 1
+    assert files(shard) == ["00000001.base", "00000002.aof", MANIFEST]
+
+
+def test_what_fails_is_told_and_changes_nothing(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    shard.ask((b"set", b"key", b"1"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Disk, "fsync", full)
+        shard.control.send("switch")
+        assert "No space left on device" in heard(shard, "rewritten")["error"]
+    assert files(shard) == ["00000001.aof", MANIFEST]
+    row = stats(shard)
+    assert (row["rewrites"], row["rewrite_running"]) == (0, False)
+    assert "No space left on device" in row["last_rewrite_error"]
+
+    shard.control.send("switch")
+    heard(shard, "switched")
+    shard.control.send("unrewritten", reason="its process was killed by SIGKILL")
+    assert heard(shard, "rewritten")["error"] == "its process was killed by SIGKILL"
+    assert stats(shard)["last_rewrite_error"] == "its process was killed by SIGKILL"
+
+    shard.control.send("switch")
+    heard(shard, "switched")
+    base = fold_it(shard)
+    with monkeypatch.context() as patch:
+        patch.setattr(Disk, "rename", full)
+        shard.control.send("adopt", base=base)
+        assert "No space left on device" in heard(shard, "rewritten")["error"]
+    assert shard.ask((b"set", b"key", b"2")) == [DONE]
+    shard.stop()
+    assert effects(shard.aof.directory)[-1] == encode_request([b"set", b"key", b"2"])
+
+
+@pytest.mark.parametrize("percentage", [0, 100])
+def test_it_asks_by_itself_when_the_log_has_grown(tmp_path: Path, percentage: int) -> None:
+    shard = Shard(tmp_path, "no", aof_rewrite_percentage=percentage, aof_rewrite_min_size=2000)
+    asked = 0
+    for number in range(60):
+        shard.ask((b"set", b"key", b"x" * 50))
+        messages = [message for message, _ in shard.control.receive()]
+        assert all(message == {"kind": "rewrite", "fds": 0, "at_once": False} for message in messages)
+        asked += len(messages)
+        if number == 10:
+            assert not asked, "it is small"
+    assert asked == (1 if percentage else 0), "once is enough"
+    shard.stop()
+    again = Shard(tmp_path, "no", aof_rewrite_percentage=percentage, aof_rewrite_min_size=2000)
+    again.ask((b"get", b"key"))
+    messages = [*again.early_messages, *again.control.receive()]
+    assert len([message for message, _ in messages if message["kind"] == "rewrite"]) == asked, "after a start"
+    again.stop()
+
+
+# -- a disk that does not answer -----------------------------------------------------------------------------
+
+
+def test_a_disk_that_does_not_answer_ends_the_shard(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not even asked for anything: the loop looks by itself."""
+    monkeypatch.setattr(aof_module, "SYNC_EVERY", 0.0)
+    monkeypatch.setattr(aof_module, "MAX_STALL", 0.3)
+    go = threading.Event()
+    monkeypatch.setattr(Disk, "fdatasync", lambda self, fd: go.wait(DEADLINE) and None)
+    assert shard.ask((b"set", b"key", b"1")) == [DONE]
+    assert shard.ended() == EXIT_DISK
+    go.set()
+    assert "no sync has ended for 0.3 s" in str(shard.aof.failed)
+    assert SUSPECT not in files(shard), "nothing has failed: it is only late"
+
+
+def test_a_writer_that_waits_for_it_is_not_answered(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aof_module, "SYNC_EVERY", 0.0)
+    monkeypatch.setattr(aof_module, "MAX_LAG", 0.1)
+    monkeypatch.setattr(aof_module, "MAX_STALL", 0.5)
+    go = threading.Event()
+    monkeypatch.setattr(Disk, "fdatasync", lambda self, fd: go.wait(DEADLINE) and None)
+    assert shard.ask((b"set", b"key", b"1")) == [DONE]
+    while shard.aof.unsynced_seconds < 0.2:
+        assert shard.ask((b"get", b"key")) == [(OK, b"1")], "reads go on as long as nobody writes"
+    shard.send((b"set", b"key", b"2"))
+    assert shard.ended() == EXIT_DISK
+    go.set()
+
+
+# -- after a failed sync -------------------------------------------------------------------------------------
+
+
+def test_a_log_that_could_not_be_synced_is_written_anew_before_it_is_served(tmp_path: Path) -> None:
+    shard = Shard(tmp_path, "always")
+    shard.ask((b"set", b"key", b"1"), (b"zadd", b"z", b"1", b"m"))
+    shard.disk.fails = {"sync"}
+    shard.send((b"set", b"key", b"2"))
+    assert shard.ended() == EXIT_DISK
+    shard.router.close()
+    shard.control.close()
+    again = Shard(tmp_path, "always")
+    assert files(again) == ["00000001.base", "00000002.aof", MANIFEST]
+    assert again.ask((b"get", b"key"), (b"zrank", b"z", b"m"), (b"set", b"key", b"3"))[1:] == [
+        (OK, b"0"),
+        DONE,
+    ]
+    again.stop()
+    assert effects(tmp_path)[-1] == encode_request([b"set", b"key", b"3"])
