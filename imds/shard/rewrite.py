@@ -40,7 +40,7 @@ reading what it replaces. Memory: one shard's data, in the process that folds.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -167,12 +167,19 @@ def effects(entries: Entries) -> Iterator[bytes]:
 
 
 def fold(
-    storage: Storage, directory: Path, store: UnifiedStore, *, shard: int, generation: int
+    storage: Storage,
+    directory: Path,
+    store: UnifiedStore,
+    *,
+    shard: int,
+    generation: int,
+    step: Callable[[], object] = lambda: None,
 ) -> Base | None:
     """Fold the base and the closed segments of a log into a new base; return it, None if none is closed.
 
     The log's owner may append to its last segment meanwhile, and to nothing else. ``store`` is an empty one
-    without limits. The new base is no part of the log until it is adopted. Raises AofDamaged, OSError.
+    without limits; ``step`` is called now and then. The new base is no part of the log until it is adopted.
+    Raises AofDamaged, OSError, and what ``step`` raises.
     """
     manifest = read_manifest(storage, directory, shard=shard, generation=generation)
     _remove_unfinished(storage, directory, manifest)
@@ -184,7 +191,7 @@ def fold(
         fd, reader = open_file(storage, directory, manifest, name, sequence, os.O_RDONLY)
         try:
             for _ in reader.read(store.replay):
-                pass
+                step()
         finally:
             storage.close(fd)
         if manifest.base and name.endswith(".base"):
@@ -204,6 +211,7 @@ def fold(
     while True:
         try:
             next(writing)
+            step()
         except StopIteration as end:
             base: Base = end.value
             return base

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import psutil
 
 from imds.config import Config
 from imds.control import Channel
-from imds.process import start_logging
+from imds.process import ignore, start_logging
 from imds.shard.kernel import RecordEncoder, UnifiedStore
 from imds.shard.rewrite import fold
 from imds.shard.segment import AofError
@@ -39,15 +40,26 @@ def yield_to_all() -> None:
 
 def main(config: Config, shard: int, directory: Path, generation: int, channel: Channel) -> int:
     """Fold once and tell the supervisor what came of it; return the exit code."""
+    ignore([signal.SIGTERM, signal.SIGINT])  # the supervisor says when
     start_logging(f"rewriter-{shard}", config.log_level)
     yield_to_all()
+
+    def step() -> None:
+        channel.receive()
+        if channel.closed:
+            raise AofError("the supervisor is gone")
+
     try:
         base = fold(
-            *(Storage(), directory, UnifiedStore(RecordEncoder(0))), shard=shard, generation=generation
+            *(Storage(), directory, UnifiedStore(RecordEncoder(0))),
+            shard=shard,
+            generation=generation,
+            step=step,
         )
         if base is None:
             raise AofError(f"{directory}: no segment is closed")
     except (AofError, OSError, MemoryError) as error:
+        log.debug("%s", error)
         channel.send("failed", reason=str(error) or type(error).__name__)
         return 1
     channel.send("folded", base=asdict(base))
