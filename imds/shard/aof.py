@@ -666,9 +666,10 @@ class Aof:
 
     def is_grown(self, percentage: int, least: int) -> bool:
         """Whether the log has ``least`` bytes and has grown by that part of its base; 0 %: never. O(1)."""
-        grown = self._closed_bytes + self._size
-        base = self.base_bytes
-        return percentage > 0 and base + grown >= least and grown * 100 >= base * percentage
+        base, size = self.base_bytes, self._closed_bytes + self._size
+        # Headers are no growth: a log that is small beside them would be rewritten without end.
+        grown = size - SEGMENT_HEADER.size * (len(self._closed_sizes) + 1)
+        return percentage > 0 and base + size >= least and grown * 100 >= base * percentage
 
     # -- statistics ------------------------------------------------------------------------------------
 
