@@ -111,7 +111,7 @@ def notes(result: dict[str, Any]) -> list[str]:
             f"{name}: {result['unsent']:,} requests were due but could not be sent; "
             "the latencies hold how long they had waited"
         )
-    if result["generator_busy"] > 0.9:
+    if result["generator_busy"] > 0.9 and result["seconds"] >= 1:  # a shorter run says nothing of either
         lines.append(
             f"{name}: a load process computed {result['generator_busy']:.0%} of the time: "
             "the server may be faster than this; try more --processes"
