@@ -19,6 +19,12 @@ from campaigns.reporting import aloud
 CAMPAIGNS = {
     "crashes": ("crashes", 50_000, "crash states", "power cuts and kills of a shard on a simulated disk"),
     "faults": ("faults", 10, "workloads", "every operation on the disk fails, in every way"),
+    "damage": ("damage", 10_000, "places", "a log is cut and flipped at every byte, others at random places"),
+    "reshards": ("reshards", 3, "times each", "crashes and faults while the number of shards changes"),
+    "machine": ("machine", 5_000, "examples", "a whole server against a dict, restarts and all"),
+    "kills": ("kills", 1_000, "kills", "SIGKILL of any process of a real server under traffic"),
+    "straces": ("straces", 3, "times each", "system calls of a real server fail, by strace"),
+    "histories": ("histories", 1_000, "histories", "linearizability of what clients see, with kills"),
 }
 
 

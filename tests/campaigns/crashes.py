@@ -43,6 +43,7 @@ class Tally:
     states: int = 0
     lives: int = 0
     answered: int = 0  # writes
+    rewritten: int = 0  # times that a log was
     lost: int = 0  # effects that a crash took, as it might
     points: dict[str, int] = field(default_factory=dict)  # operation: crash states at it
 
@@ -57,13 +58,13 @@ def campaign(rounds: int, seed: int, note: Note) -> str:
             Run(run, tally).go(rounds)
         number += 1
         note(tally.states)
-    if not tally.answered or not tally.lost:
+    if not tally.answered or not tally.lost or not tally.rewritten:
         raise Violation(f"no traffic, or no crash lost anything: {tally}")
     points = ", ".join(f"{name} {count}" for name, count in sorted(tally.points.items()))
     return (
         f"{tally.states} crash states of {number} runs and {tally.lives} lives, "
-        f"{tally.answered} acknowledged writes, {tally.lost} unsynced ones lost as they may be; 0 durable lost, 0 invented; "
-        f"crash points: {points}"
+        f"{tally.rewritten} rewrites, {tally.answered} acknowledged writes, {tally.lost} unsynced ones "
+        f"lost as they may be; 0 durable lost, 0 invented; crash points: {points}"
     )
 
 
@@ -77,6 +78,7 @@ class Run:
         self.lives = lives
         self.density = self.rng.choice((0.15, 0.4, 1.0))  # of crash points
         self.capacity = self.rng.choice((0, 0, 4))
+        self.rewrite = self.rng.choice((0, 300, 3000))
         self.requests = Requests(self.rng, KEYS)
 
     def go(self, most: int = 1 << 60) -> None:
@@ -122,7 +124,8 @@ class Run:
         disk.after, disk.during = changed, slow
         history.follow(disk)
         with simulate(disk, rng) as sim:
-            datadir, shard = start(sim, history.policy, self.capacity)
+            sim.rewriter_deaths = rng.choice((0.0, 0.0, 0.05))
+            datadir, shard = start(sim, history.policy, self.capacity, self.rewrite)
             session = Session(sim, shard, history)
             for _ in range(rng.randrange(2, 30)):
                 for _ in range(rng.choice((1, 1, 2, 4))):
@@ -131,6 +134,8 @@ class Run:
                     session.spy.send([(b"get", rng.choice(KEYS)) for _ in range(3)])
                 if rng.random() < 0.2:
                     sim.schedule.sleep(rng.choice((0.05, 0.6, 1.0, 1.7, 3.0)))
+                if rng.random() < 0.1:
+                    session.writer.send([(rng.choice((b"sync", b"rewrite")),)])
                 session.wait()
             if rng.random() < 0.5:
                 if code := shard.stop():
@@ -138,6 +143,7 @@ class Run:
                 history.floor = len(history.effects)
             datadir.close()
         self.tally.answered += len(history.effects) - before
+        self.tally.rewritten += shard.rewritten
         return found
 
     def _check(self, found: Found, history: History) -> History:

@@ -69,7 +69,8 @@ def campaign(rounds: int, seed: int, note: Note, *, step: int = 1) -> str:
         raise Violation(f"no traffic, or no fault did anything: {tally}")
     return (
         f"{tally.cases} cases on {rounds} workloads, {tally.struck} struck: "
-        f"{tally.answered} acknowledged writes, {tally.refused} requests refused, {tally.ends} ends of the process; 0 false acknowledgements"
+        f"{tally.answered} acknowledged writes, {tally.refused} requests refused, {tally.ends} ends "
+        f"of the process; 0 false acknowledgements"
     )
 
 

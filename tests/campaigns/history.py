@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from campaigns.model import KEYS, Model, Reply, State, Tokens, read_state, reader
+from campaigns.model import DONE, KEYS, Model, Reply, State, Tokens, read_state, reader
 from campaigns.sim import DIRECTORY, Link, Shard, Simulation, Stopped
 from campaigns.simdisk import SimDisk
 from imds.config import Config
@@ -53,6 +53,12 @@ class History:
         if reply[0] == 2 and reply[1].startswith(REFUSALS):
             self.refused += 1
             return
+        if tokens[0] in (b"sync", b"rewrite"):
+            if reply != DONE:
+                raise Violation(f"{tokens} answered {reply}")
+            if tokens[0] == b"sync":
+                self.floor = len(self.effects)
+            return
         expected, effects = self.model.run(tokens)
         if reply != expected:
             raise Violation(f"{tokens} answered {reply}, not {expected}")
@@ -70,15 +76,22 @@ class History:
 
         def began(name: str, path: Path) -> None:
             after(name, path)
-            if name == "fdatasync" and path.suffix == ".aof":
+            if name == "fdatasync" and self._is_last(disk, path):
                 self.begun = len(self.effects)
 
         def finished(name: str, path: Path) -> None:
             done(name, path)
-            if name == "fdatasync" and path.suffix == ".aof":
+            if name == "fdatasync" and self._is_last(disk, path):
                 self.floor = max(self.floor, self.begun)
 
         disk.after, disk.done = began, finished
+
+    @staticmethod
+    def _is_last(disk: SimDisk, path: Path) -> bool:
+        """Whether a file is the newest segment: of segments, the older are always synced first."""
+        return path.suffix == ".aof" and path.name == max(
+            other.name for other, _ in disk.files() if other.parent == path.parent and other.suffix == ".aof"
+        )
 
     def moment(self, pending: tuple[Tokens, ...], *, power_cut: bool) -> Moment:
         """Return what is known now, for a power cut or for the death of the process."""
@@ -93,7 +106,7 @@ class History:
         effects = self.effects[: moment.effects]
         after = moment.model.copy()
         for tokens in moment.pending:
-            effects += after.run(tokens)[1]
+            effects += after.run(tokens)[1] if len(tokens) > 1 else []
         state = Model()
         fits = -1
         for count in range(len(effects) + 1):
@@ -118,7 +131,7 @@ class History:
         effects = self.effects[: moment.effects]
         after = moment.model.copy()
         for tokens in moment.pending:
-            effects += after.run(tokens)[1]
+            effects += after.run(tokens)[1] if len(tokens) > 1 else []
         effects = effects[:count]
         model = Model(moment.model.capacity, moment.model.evict)
         for effect in effects:
@@ -140,9 +153,19 @@ def _short(value: object) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-def start(sim: Simulation, policy: str, capacity: int = 0) -> tuple[DataDir, Shard]:
-    """Open the directory and start its only shard; return when it serves. Raises NotStarted."""
-    config = Config(shards=1, appendfsync=policy, capacity=capacity, maxmemory_policy="allkeys-lru")
+def start(sim: Simulation, policy: str, capacity: int = 0, rewrite: int = 0) -> tuple[DataDir, Shard]:
+    """Open the directory and start its only shard; return when it serves. Raises NotStarted.
+
+    ``rewrite``: the log's size in bytes from which on it is rewritten when it has doubled, 0 for never.
+    """
+    config = Config(
+        shards=1,
+        appendfsync=policy,
+        capacity=capacity,
+        maxmemory_policy="allkeys-lru",
+        aof_rewrite_percentage=100 if rewrite else 0,
+        aof_rewrite_min_size=rewrite,
+    )
     try:
         datadir = DataDir.open(DIRECTORY, 1, sim.disk)
     except DataDirError as error:
@@ -156,8 +179,11 @@ def start(sim: Simulation, policy: str, capacity: int = 0) -> tuple[DataDir, Sha
 
 
 def stored(shard: Shard) -> State:
-    """Return all that a shard of these few keys holds."""
-    return read_state(KEYS, shard.link().ask(reader(KEYS)))
+    """Return all that a shard of these few keys holds. Raises Violation if it has others too."""
+    state = read_state(KEYS, shard.link().ask(reader(KEYS)))
+    if shard.keys() != len(state):
+        raise Violation(f"{shard.keys()} keys, of which {len(state)} were ever written")
+    return state
 
 
 class Session:

@@ -117,7 +117,7 @@ class Model:
             members = self.data.get(key, {})
             assert isinstance(members, dict)
             if name == b"zadd":
-                members[rest[1]] = float(rest[0])
+                members[rest[1]] = float(rest[0]) + 0.0  # which makes -0.0 the other zero
                 self.data[key] = members
             else:
                 assert name == b"zrem", name

@@ -48,6 +48,11 @@ class Schedule:
         self._current = self.main
         self._threads: list[threading.Thread] = []
 
+    @property
+    def current(self) -> Task:
+        """Whose turn it is."""
+        return self._current
+
     def spawn(self, run: Callable[[], Any], name: str) -> Task:
         """Start ``run`` in a thread of its own; it gets its first turn some time later."""
         task = Task(name)

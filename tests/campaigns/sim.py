@@ -3,7 +3,7 @@
     test (main thread) ── control channel, link: real sockets ──▶ imds.shard.worker.main (a thread)
                                                                     │ and the threads that it starts
                                                                     ▼
-                                                                 SimDisk
+                                                                 SimDisk ◀── imds.shard.rewriter.main
 
 Nothing of the worker is repeated here. Whatever of its surroundings would make a run differ from the next
 is replaced in every module of the package: threads and locks, clock, selectors, random seeds, signals, and
@@ -13,8 +13,10 @@ the class Storage. What a new module imports under any of these names is replace
 from __future__ import annotations
 
 import inspect
+import json
 import random
 import secrets
+import select
 import selectors
 import socket
 import sys
@@ -29,17 +31,19 @@ from typing import Any
 
 import imds.process
 import imds.reshard
+import imds.shard.rewriter as rewriter
 import imds.shard.worker as worker
 import imds.storage
 from campaigns import schedule as sim_threads
 from campaigns.model import Reply, Tokens
-from campaigns.schedule import Schedule, Task
+from campaigns.schedule import FOREVER, Schedule, Task
 from campaigns.simdisk import SimCrash, SimDisk
 from imds.config import Config
-from imds.control import Channel
+from imds.control import Channel, Message
 from imds.datadir import DataDir
 from imds.envelope import REPLY, seal
 from imds.protocol import decode_response, encode_request
+from imds.rewrites import Rewrites
 
 DIRECTORY = Path("/data")
 
@@ -102,6 +106,7 @@ def _replacements(sim: Simulation) -> dict[int, Any]:
         id(imds.process.Signals): _NoSignals,
         id(imds.storage.Storage): lambda: sim.disk,
     }
+    by_id[id(rewriter.yield_to_all)] = _nothing
     # Logging, signal handlers, scheduling, limits: the process is this test's.
     by_id |= {id(one): _nothing for one in vars(imds.process).values() if inspect.isfunction(one)}
     by_id |= {id(getattr(threading, name)): twin for name, twin in threads.items()}
@@ -138,6 +143,8 @@ class Simulation:
         self.rng = rng
         self.schedule = Schedule(rng)
         self.shards: list[Shard] = []
+        self.doomed: set[Task | None] = set()  # killed at their next operation on the disk
+        self.rewriter_deaths = 0.0  # how probable it is that a rewriter is killed at an operation
 
     def start_shard(self, config: Config, index: int, datadir: DataDir) -> Shard:
         """Start the process of a shard; it has not loaded yet."""
@@ -163,6 +170,9 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
 
     def pause(name: str, path: Path) -> None:
         sim.schedule.pause()
+        task = sim.schedule.current
+        if task in sim.doomed or (task.name == "rewriter" and rng.random() < sim.rewriter_deaths):
+            raise SimCrash(f"{task.name} was killed")
 
     before, during = disk.before, disk.during
     disk.before, disk.during = _then(before, pause), _then(during, pause)
@@ -258,18 +268,24 @@ class Link:
 
 
 class Shard:
-    """One process of the shard, seen from the supervisor and the router."""
+    """One process of the shard, with the supervisor that it needs, and who rewrites its log when it asks."""
 
     def __init__(self, sim: Simulation, config: Config, index: int, datadir: DataDir) -> None:
         self._sim = sim
+        self._arguments = config, index, datadir.shard_dir(index), datadir.generation
         self.channel, theirs = Channel.pair()
-        directory, generation = datadir.shard_dir(index), datadir.generation
-        self.task: Task = sim.schedule.spawn(
-            lambda: worker.main(config, index, directory, generation, Channel(theirs)), f"shard-{index}"
-        )
-        self._theirs = theirs
+        self._sockets = [theirs]
         self._links: list[Link] = []
+        self._heard: list[str] = []  # kinds of messages
+        self._rewrites = Rewrites()
+        self._rewriter: Task | None = None
+        self._fold: Channel | None = None
         self.refusal = ""
+        self.rewritten = 0
+        self.task: Task = sim.schedule.spawn(
+            lambda: worker.main(*self._arguments, Channel(theirs)), f"shard-{index}"
+        )
+        self._supervisor = sim.schedule.spawn(self._supervise, f"supervisor-{index}")
 
     def link(self) -> Link:
         """Return a new stream to the shard."""
@@ -277,37 +293,19 @@ class Shard:
         return self._links[-1]
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        """Wait until that is true. Raises Stopped if the shard ends before."""
-        self._sim.schedule.wait(lambda: self.task.done or ready())
+        """Wait until that is true. Raises Stopped if the shard ends before, or what ended it otherwise."""
+        self._sim.schedule.wait(lambda: self._supervisor.done or ready())
         if not ready():
-            self.raise_end()
-
-    def raise_end(self) -> None:
-        """Raise what ended the shard: Stopped, SimCrash, or its own error."""
-        assert self.task.done
-        self._note(lambda kind: None)
-        if self.task.error is not None:
-            raise self.task.error
-        raise Stopped(self.task.result)
+            error = self.task.error or self._supervisor.error
+            raise error or Stopped(self.task.result)
 
     def wait_ready(self) -> None:
         """Wait until the log is loaded. Raises Stopped, with ``refusal`` set if it refused the log."""
-        kinds: list[str] = []
-
-        def ready() -> bool:
-            self._note(kinds.append)
-            return "ready" in kinds
-
-        self.wait(ready)
-
-    def _note(self, note: Callable[[str], None]) -> None:
-        for message, _fds in self.channel.receive():
-            note(message["kind"])
-            if message["kind"] == "refused":
-                self.refusal = message["reason"]
+        self.wait(lambda: "ready" in self._heard)
 
     def stop(self) -> int:
         """Have it stop as the supervisor does; return the exit code."""
+        self._sim.doomed.add(self._rewriter)
         self.channel.send("stop")
         self._sim.schedule.wait(lambda: self.task.done)
         if self.task.error is not None:
@@ -315,10 +313,77 @@ class Shard:
         code: int = self.task.result
         return code
 
+    def _supervise(self) -> None:
+        """Do what imds/supervisor.py does about the shard's log, until the shard has ended."""
+        while not self.task.done or self._readable(self.channel):
+            schedule, pause = self._sim.schedule, self._rewrites.wait(self._sim.schedule.now)
+            schedule.wait(
+                lambda: (
+                    self.task.done
+                    or self._readable(self.channel)
+                    or (self._rewriter is not None and self._rewriter.done)
+                ),
+                FOREVER if pause is None or self._rewriter is not None else schedule.now + pause,
+            )
+            for message, _fds in self.channel.receive():
+                self._on_shard(message)
+            if self._rewriter is not None and self._rewriter.done:
+                self._on_rewriter_end()
+            if self._rewriter is None and self._rewrites.start(schedule.now, {0}) is not None:
+                self.channel.send("switch")
+        self._sim.doomed.add(self._rewriter)
+
+    @staticmethod
+    def _readable(channel: Channel) -> bool:
+        return not channel.closed and bool(select.select([channel], [], [], 0)[0])
+
+    def _on_shard(self, message: Message) -> None:
+        kind = message["kind"]
+        self._heard.append(kind)
+        if kind == "refused":
+            self.refusal = message["reason"]
+        elif kind == "rewrite":
+            self._rewrites.ask(0, self._sim.schedule.now, at_once=message["at_once"])
+        elif kind == "switched":
+            self._fold, theirs = Channel.pair()
+            self._sockets += [self._fold.sock, theirs]
+            self._rewriter = self._sim.schedule.spawn(
+                lambda: rewriter.main(*self._arguments, Channel(theirs)), "rewriter"
+            )
+        elif kind == "rewritten":
+            if message["error"]:
+                self._rewrites.failed(self._sim.schedule.now)
+            else:
+                self.rewritten += 1
+                self._rewrites.succeeded()
+
+    def _on_rewriter_end(self) -> None:
+        assert self._rewriter is not None
+        assert self._fold is not None
+        error = self._rewriter.error
+        if error is not None and not isinstance(error, SimCrash):
+            raise error
+        self._rewriter = None
+        for message, _fds in self._fold.receive():
+            if message["kind"] == "folded":
+                self.channel.send("adopt", base=message["base"])
+            else:
+                self.channel.send("unrewritten", reason=message["reason"])
+            return
+        self.channel.send("unrewritten", reason="it was killed")
+
+    def keys(self) -> int:
+        """Return how many keys it says that it holds."""
+        ((status, payload),) = self.link().ask([(b"stats",)])
+        assert status == 0, payload
+        count: int = json.loads(payload)["keys"]
+        return count
+
     def close(self) -> None:
         """Give back the sockets; its thread has ended."""
         self.channel.close()
-        self._theirs.close()
+        for sock in self._sockets:
+            sock.close()
         for link in self._links:
             link.sock.close()
 

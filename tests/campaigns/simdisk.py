@@ -10,7 +10,7 @@ The disk knows two things of each file: what a process reads now, and what may b
 
 What is promised, and nothing beyond it:
 
-* ``fdatasync`` and ``fsync``: the sectors and the length as they were when the call *began*. Not the file's name.
+* ``fdatasync`` and ``fsync``: the sectors and the length at the *beginning* of the call. Not the file's name.
 * ``fsync_dir``: the names of that one directory. Not what the files hold.
 * A sector of 512 bytes is written whole or not at all; sectors, lengths and names in any order whatever.
   Where the length was kept and the sector was not, zeros are found, or what some other file left there.

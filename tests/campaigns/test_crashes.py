@@ -19,7 +19,10 @@ from imds.commands import COMMANDS as TABLE
 from imds.commands import Spread
 from imds.datadir import DataDir
 from imds.shard import aof as aof_module
+from imds.shard import worker as worker_module
 from imds.shard.aof import POLICIES, Aof
+from imds.shard.record import RecordEncoder
+from imds.shard.store import UnifiedStore
 from imds.shard.worker import Worker
 from imds.storage import Storage
 
@@ -112,15 +115,8 @@ def mark_before_the_sync(patch: pytest.MonkeyPatch) -> None:
 
 def no_sync_of_the_loaded(patch: pytest.MonkeyPatch) -> None:
     """What a killed process left in the page cache is served, and never synced."""
-    patch.setattr(Aof, "_write_again", lambda self, offset: None)
-    plain = Aof.load
-
-    def load(self: Aof, *arguments: Any) -> Any:
-        policy, self.policy = self.policy, "no"
-        yield from plain(self, *arguments)
-        self.policy, self._synced = policy, self._size
-
-    patch.setattr(Aof, "load", load)
+    patch.setattr(Aof, "_write_again", lambda self, *arguments: None)
+    patch.setattr(Aof, "_sync_loaded", lambda self, *arguments: None)
 
 
 def everysec_waits_for_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -233,9 +229,12 @@ def failed_append_is_not_taken_back(patch: pytest.MonkeyPatch) -> None:
 
 
 def failed_append_stays_in_memory(patch: pytest.MonkeyPatch) -> None:
-    from imds.shard.kernel import UnifiedStore
+    class Keeping(UnifiedStore):
+        def rollback(self) -> None:
+            self.commit()
 
-    patch.setattr(UnifiedStore, "rollback", lambda self: self.commit())
+    patch.setattr(worker_module, "UnifiedStore", Keeping)
+    patch.setattr(worker_module, "RecordEncoder", RecordEncoder)
 
 
 def short_write_is_taken_for_all(patch: pytest.MonkeyPatch) -> None:
@@ -262,7 +261,16 @@ def failed_sync_is_ignored(patch: pytest.MonkeyPatch) -> None:
 
 
 def loaded_tail_is_not_written_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Aof, "_write_again", lambda self, offset: None)
+    """Nobody remembers that the sync failed, and the data is taken for safe after the next one."""
+    patch.setattr(Aof, "_write_again", lambda self, *arguments: None)
+    patch.setattr(aof_module, "SUSPECT", "suspect.old")
+    plain = Aof._fail_sync
+
+    def fail_sync(self: Aof, *arguments: Any) -> None:
+        plain(self, *arguments)
+        self._storage.unlink(self.directory / "suspect.old")
+
+    patch.setattr(Aof, "_fail_sync", fail_sync)
 
 
 @pytest.mark.parametrize(

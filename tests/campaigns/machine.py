@@ -1,0 +1,264 @@
+"""Campaign ``machine``: hypothesis drives a whole server against a dict, through restarts and reshards.
+
+Every shard runs as it does in its process, on a simulated disk; this file stands in for the router. Requests
+come one by one and in pipelines, with eviction or without it, and each reply is compared. In between the
+server stops, is killed, loses its power or gets another number of shards.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import ExitStack
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from campaigns.history import Violation
+from campaigns.model import COMMANDS, DONE, Model, Tokens, reader
+from campaigns.reporting import Note
+from campaigns.sim import DIRECTORY, Link, simulate
+from campaigns.simdisk import SimDisk
+from imds import commands
+from imds.config import Config
+from imds.datadir import DataDir
+from imds.hashslots import SlotMap
+from imds.reshard import reshard
+from imds.shard.aof import POLICIES
+
+KEYS = [
+    b"a",
+    b"b",
+    b"c",
+    b"{t}1",
+    b"{t}2",
+    b"{t}3",
+    b"",
+    b"\0\xff",
+    b"key:9",
+    b"key:10",
+    b"key:11",
+    b"key:12",
+]
+STEPS = 100
+POLICY = st.sampled_from(POLICIES)
+SHARDS = st.sampled_from([1, 2, 3, 4, 8])
+
+key = st.sampled_from(KEYS)
+member = st.sampled_from([b"m", b"n", b"o", b"", b"\xff"])
+value = st.binary(max_size=40) | st.integers(500, 3000).map(lambda size: b"v" * size)
+score = st.integers(-5, 5).map(lambda n: b"%d" % n) | st.sampled_from(
+    [b"0.5", b"-0.0", b"1e300", b"inf", b"-inf", b"nan", b"1_0", b" 1", b"", b"x", b"+2", b"0x1"]
+)
+
+
+def spelled(*kinds: st.SearchStrategy[Tokens]) -> st.SearchStrategy[Tokens]:
+    """Return requests of these kinds, with names in any case."""
+    cases = st.sampled_from([bytes.lower, bytes.upper, bytes.title])
+    return st.tuples(st.one_of(*kinds), cases).map(lambda pair: (pair[1](pair[0][0]), *pair[0][1:]))
+
+
+writes = spelled(
+    st.tuples(st.just(b"set"), key, value),
+    st.tuples(st.just(b"zadd"), key, score, member),
+    st.tuples(st.just(b"zadd"), key, score, member),
+    st.tuples(st.just(b"zrem"), key, member),
+    st.tuples(st.just(b"del"), key),
+)
+reads = spelled(
+    st.tuples(st.just(b"get"), key),
+    st.tuples(st.just(b"zrank"), key, member),
+    st.tuples(st.just(b"zrange"), key, score, score),
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """A server, and what it should hold: one model for each shard."""
+
+    steps = 0  # of all machines
+    restarts = 0
+    rewrites = 0
+
+    @initialize(
+        shards=st.integers(1, 4),
+        capacity=st.sampled_from([0, 0, 8, 10]),
+        evict=st.booleans(),
+        policy=POLICY,
+        rewrite=st.sampled_from([0, 100, 2000]),
+        seed=st.integers(0, 1 << 32),
+    )
+    def make(self, shards: int, capacity: int, evict: bool, policy: str, rewrite: int, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.rewrite_from = rewrite
+        self.disk = SimDisk()
+        self.capacity, self.evict = capacity, evict
+        self.effects: list[list[Tokens]] = [[] for _ in range(shards)]
+        self.open(shards, policy)
+
+    def open(self, shards: int, policy: str) -> None:
+        """Start the server on the disk as it is, and compare all that it holds."""
+        Machine.restarts += 1
+        self.quiet = 0  # steps since
+        self.policy = policy
+        self.stack = ExitStack()
+        self.sim = self.stack.enter_context(simulate(self.disk, self.rng))
+        config = Config(
+            shards=shards,
+            appendfsync=policy,
+            capacity=self.capacity,
+            maxmemory_policy="allkeys-lru" if self.evict else "noeviction",
+            aof_rewrite_percentage=100 if self.rewrite_from else 0,
+            aof_rewrite_min_size=self.rewrite_from,
+        )
+        datadir = DataDir.open(DIRECTORY, shards, self.disk)
+        if datadir.shards != shards:
+            self.spread(datadir, shards)
+            reshard(datadir, shards)
+        self.slots: SlotMap = datadir.slots
+        self.models, self.links = [], []
+        for index in range(shards):
+            shard = self.sim.start_shard(config, index, datadir)
+            shard.wait_ready()
+            self.links.append(shard.link())
+            model = Model(config.share(self.capacity, index), self.evict)
+            for effect in self.effects[index]:
+                model.apply(effect)
+            while self.evict and model.capacity and len(model.data) > model.capacity:
+                victim = (b"del", next(iter(model.data)))
+                model.apply(victim)
+                self.effects[index].append(victim)
+            self.models.append(model)
+        self.compare_all()
+
+    def spread(self, datadir: DataDir, shards: int) -> None:
+        """Give every effect to its new shard, as the log is copied."""
+        slots = SlotMap.even(shards, datadir.slots.seed)
+        old, self.effects = self.effects, [[] for _ in range(shards)]
+        for effects in old:
+            for effect in effects:
+                self.effects[slots.shard_of(effect[1])].append(effect)
+
+    def leave(self) -> None:
+        """Have every process gone."""
+        Machine.rewrites += sum(shard.rewritten for shard in self.sim.shards)
+        self.stack.close()
+
+    def ask(self, requests: list[Tokens]) -> None:
+        """Send requests to the shards that they belong to, and compare the replies."""
+        by_shard: dict[int, list[Tokens]] = {}
+        for tokens in requests:
+            by_shard.setdefault(self.slots.shard_of(tokens[1]), []).append(tokens)
+        for index, mine in by_shard.items():
+            link: Link = self.links[index]
+            for tokens, reply in zip(mine, link.ask(mine), strict=True):
+                expected, effects = self.models[index].run(tokens)
+                if reply != expected:
+                    raise Violation(f"{tokens} answered {reply}, not {expected}")
+                self.effects[index] += effects
+
+    def compare_all(self) -> None:
+        """Read every key, and count them."""
+        self.ask(reader(KEYS))
+        for shard, model in zip(self.sim.shards, self.models, strict=True):
+            if shard.keys() != len(model.data):
+                raise Violation(f"a shard counts {shard.keys()} keys, not {len(model.data)}")
+
+    @rule(tokens=writes)
+    def write(self, tokens: Tokens) -> None:
+        self.step()
+        self.ask([tokens])
+
+    @rule(tokens=reads)
+    def read(self, tokens: Tokens) -> None:
+        self.step()
+        self.ask([tokens])
+
+    @rule(requests=st.lists(writes | reads, min_size=1, max_size=12))
+    def pipeline(self, requests: list[Tokens]) -> None:
+        self.step()
+        self.ask(requests)
+
+    @rule(requests=st.lists(writes, min_size=5, max_size=12))
+    def pipeline_of_writes(self, requests: list[Tokens]) -> None:
+        self.step()
+        self.ask(requests)
+
+    @rule(command=st.sampled_from([b"sync", b"rewrite"]))
+    def ask_all(self, command: bytes) -> None:
+        self.step()
+        for link in self.links:
+            if link.ask([(command,)]) != [DONE]:
+                raise Violation(f"{command!r} was refused")
+
+    @rule(seconds=st.sampled_from([0.01, 0.7, 5.0]))
+    def wait(self, seconds: float) -> None:
+        self.step()
+        self.sim.schedule.sleep(seconds)
+
+    @precondition(lambda self: self.quiet >= 3)
+    @rule(how=st.sampled_from(["stop", "kill", "power cut", "other shards"]), policy=POLICY, shards=SHARDS)
+    def restart(self, how: str, policy: str, shards: int) -> None:
+        self.step()
+        if how == "stop":
+            for shard in self.sim.shards:
+                if code := shard.stop():
+                    raise Violation(f"stopping ended with exit code {code}")
+        # Where all is safe, the power may go as well.
+        safe = how == "stop" or (how == "power cut" and self.policy == "always")
+        self.disk = self.disk.crash(self.rng) if safe else self.disk.killed()
+        self.leave()
+        self.open(shards if how == "other shards" else len(self.models), policy)
+
+    def step(self) -> None:
+        Machine.steps += 1
+        self.quiet += 1
+
+    def teardown(self) -> None:
+        if hasattr(self, "stack"):
+            self.leave()
+
+
+def run(examples: int, seed: int | None = None, steps: int = STEPS, *, shrink: bool = True) -> None:
+    """Run the machine; print the steps to a failure, if there is one, and the fewest if ``shrink``."""
+    how: dict[str, Any] = {"derandomize": True} if seed is None else {"derandomize": False}
+    if seed is not None:
+        hypothesis.seed(seed)(Machine)
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[phase for phase in Phase if shrink or phase not in (Phase.shrink, Phase.explain)],
+            **how,
+        ),
+    )
+
+
+def campaign(rounds: int, seed: int, note: Note) -> str:
+    """Run ``rounds`` examples of STEPS steps. Raises Violation, or what hypothesis found."""
+    untested = {n for n, c in commands.COMMANDS.items() if c.spread is commands.Spread.KEY} - set(COMMANDS)
+    if untested:
+        raise Violation(f"no rule uses the commands {sorted(untested)}")
+    Machine.steps = Machine.restarts = Machine.rewrites = 0
+    part, done = 250, 0
+    while done < rounds:
+        run(min(part, rounds - done), seed + done)
+        done += part
+        note(Machine.steps)
+    if Machine.steps < rounds:
+        raise Violation(f"only {Machine.steps} steps")
+    return (
+        f"{rounds} examples, {Machine.steps} steps, {Machine.restarts} starts, "
+        f"{Machine.rewrites} rewrites; every reply as the dict says"
+    )
