@@ -446,6 +446,8 @@ cdef inline const char *zset_flaw(const Zset *zset) noexcept nogil:
         return "sorted set: count or bytes are wrong"
     if zset.table == NULL and count > LARGE:
         return "sorted set: large without a table"
+    if zset.table != NULL and count < LARGE // 2:
+        return "sorted set: small with a table"
     if zset.table != NULL and zset.table.count != count:
         return "sorted set: its table has another count"
     return table_flaw(zset.table) if zset.table != NULL else NULL
