@@ -1,11 +1,13 @@
 """THE table of commands: the one truth for arity, routing, help and documentation.
 
-To add a command, add its row here and its method in ``shard/store.py`` (and its compiled twin);
-nothing else needs to know its name. The router reads ``first_key``, ``write``, ``spread``, ``combine`` only.
+To add a command, add its row here and, if the shards run it, its method in ``shard/store.py`` (and its
+compiled twin); nothing else needs to know its name. Commands that the router answers have a handler in
+``router/``, those about a shard's process one in ``shard/worker.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -14,37 +16,91 @@ class Combine(Enum):
     """What the router makes of the shards' replies to one request."""
 
     ROWS = "a list with one JSON object for each shard, dead or alive"
-    EVERY = "OK if every shard says OK, otherwise an error that names the shards that do not"
+    EVERY = "OK if every shard says OK, otherwise an error that names the shards, or keys, that do not"
+    SUM = "the sum of what the shards say; OK counts as one, missing as none"
+    LIST = "one list: of a request's keys in their order, of every shard's elements one shard after the other"
 
 
 class Spread(Enum):
     """To whom the router gives a request."""
 
     KEY = "the shard that owns its key"
-    ALL = "every shard; the router gathers the replies"
+    KEYS = "each of its keys to the shard that owns it, in parallel; the router combines the replies"
+    SLOT = "the shard that owns the slot of all its keys; keys of several slots are refused"
+    ALL = "every shard; the router combines the replies"
+    SOME = "a shard that the router chooses"
+    ROUTER = "the router itself"
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command. Token counts include the name itself."""
+    """One command. Token counts include the name itself.
+
+    Its keys are the tokens ``first_key``, ``first_key + key_step`` ... ``last_key``, which counts from the
+    end where it is negative; without a key ``first_key`` is 0. Where ``numkeys`` is not 0, that token says
+    how many keys follow it, beside those.
+    """
 
     name: str
     min_tokens: int
-    max_tokens: int
+    max_tokens: int  # MAX_TOKENS: as many as fit into a request
     write: bool
     spread: Spread
     usage: str
     summary: str
     first_key: int = 1
-    combine: Combine | None = None  # of those that go to every shard
+    last_key: int = 1
+    key_step: int = 1
+    numkeys: int = 0
+    combine: Combine | None = None  # of those that go to every shard, or to the shards of many keys
+    process: bool = False  # about a shard's process and not its data: the worker answers it
+    admin: bool = False  # for who runs the server
+
+    @property
+    def in_store(self) -> bool:
+        """Whether the store of a shard has a method for it."""
+        return self.spread is not Spread.ROUTER and not self.process
 
     def arity_ok(self, ntokens: int) -> bool:
         """Whether a request of ``ntokens`` tokens, name included, may be this command."""
-        return self.min_tokens <= ntokens <= self.max_tokens
+        return self.min_tokens <= ntokens <= self.max_tokens and (
+            self.key_step == 1 or (ntokens - self.first_key) % self.key_step == 0
+        )
+
+    def key_positions(self, tokens: Sequence[bytes]) -> list[int]:
+        """Return which of a request's tokens are keys, in order.
+
+        Where the number of keys is no number, or more than there are, those that are sure.
+        """
+        positions: list[int] = []
+        if self.first_key:
+            last = self.last_key if self.last_key > 0 else len(tokens) + self.last_key
+            positions += range(self.first_key, min(last + 1, len(tokens)), self.key_step)
+        if self.numkeys:
+            count, start = tokens[self.numkeys], self.numkeys + 1
+            if count.isdigit() and len(count) < 8 and start + int(count) <= len(tokens):
+                positions += range(start, start + int(count))
+        return positions
+
+    def single(self) -> int:
+        """Return the number of tokens, name included, of a request with one key, of those with many."""
+        return self.first_key + self.key_step
 
 
-def _all(name: str, combine: Combine, summary: str) -> Command:
-    return Command(name, 1, 1, False, Spread.ALL, name, summary, combine=combine)
+def _all(name: str, combine: Combine, summary: str, *, process: bool = False) -> Command:
+    return Command(
+        name,
+        1,
+        1,
+        False,
+        Spread.ALL,
+        name,
+        summary,
+        first_key=0,
+        combine=combine,
+        process=process,
+        admin=process,
+    )
 
 
 def _key(name: str, arguments: str, summary: str, *, write: bool = False) -> Command:
@@ -60,9 +116,9 @@ _ROWS = (
     _key("zrange", "key start_score end_score", "score:member pairs in score order, ends included"),
     _key("zrank", "key member", "the 0-based rank of member, lowest score first"),
     _key("zrem", "key member", "remove member from a sorted set", write=True),
-    _all("stats", Combine.ROWS, "one JSON object per shard"),
-    _all("sync", Combine.EVERY, "wait until all that this connection wrote is on the disk"),
-    _all("rewrite", Combine.EVERY, "have every shard's log rewritten, one after the other"),
+    _all("stats", Combine.ROWS, "one JSON object per shard", process=True),
+    _all("sync", Combine.EVERY, "wait until all that this connection wrote is on the disk", process=True),
+    _all("rewrite", Combine.EVERY, "have every shard's log rewritten, one after the other", process=True),
 )
 
 COMMANDS: dict[str, Command] = {row.name: row for row in _ROWS}

@@ -1,5 +1,7 @@
 """The table of commands: names, arity, help, and the texts that are frozen."""
 
+from dataclasses import replace
+
 import pytest
 
 from imds.commands import BAD_SCORE, COMMANDS, UNKNOWN_COMMAND, WRONG_ARITY, Spread, lookup
@@ -54,5 +56,44 @@ def test_rows_are_whole(command):
     assert command.summary
     assert command.summary[-1] != "."
     assert 1 <= command.min_tokens <= command.max_tokens
-    if command.spread is Spread.KEY:
+    if command.spread in (Spread.KEY, Spread.KEYS):
         assert 1 <= command.first_key < command.min_tokens
+    if command.spread is Spread.KEYS:
+        assert command.last_key == -1
+        assert command.min_tokens == command.first_key + command.key_step == command.single()
+    assert (command.combine is not None) == (command.spread in (Spread.KEYS, Spread.ALL))
+    assert not (command.in_store and command.spread is Spread.ROUTER)
+
+
+def row(**fields):
+    return replace(COMMANDS["get"], **{"min_tokens": 2, "max_tokens": 99, **fields})
+
+
+@pytest.mark.parametrize(
+    ("command", "tokens", "positions"),
+    [
+        (row(), "get k v", [1]),
+        (row(first_key=0, last_key=0), "ping k", []),
+        (row(last_key=-1), "mget a b c", [1, 2, 3]),
+        (row(last_key=-1, key_step=2), "mset a 1 b 2", [1, 3]),
+        (row(last_key=-2), "bzpopmin a b 0", [1, 2]),
+        (row(last_key=2), "rename a b c", [1, 2]),
+        (row(last_key=2), "rename a", [1]),
+        (row(numkeys=2), "zunionstore d 2 a b weights 1 2", [1, 3, 4]),
+        (row(numkeys=2), "zunionstore d 3 a b", [1]),
+        (row(numkeys=2), "zunionstore d -1 a b", [1]),
+        (row(numkeys=2), "zunionstore d 0 a b", [1]),
+        (row(numkeys=2), "zunionstore d 99999999999999999999 a b", [1]),
+        (row(first_key=0, last_key=0, numkeys=1), "zdiff 2 a b withscores", [2, 3]),
+        (row(first_key=0, last_key=0, numkeys=1), "zdiff \xb2 a b", []),
+    ],
+)
+def test_key_positions(command, tokens, positions):
+    assert command.key_positions(tokens.encode("latin-1").split()) == positions
+
+
+def test_arity_of_pairs():
+    pairs = row(min_tokens=3, last_key=-1, key_step=2)
+    assert [n for n in range(9) if pairs.arity_ok(n)] == [3, 5, 7]
+    assert pairs.single() == 3
+    assert row(last_key=-1).single() == 2

@@ -11,6 +11,8 @@ ctypedef struct Row:
     uint32_t least  # tokens
     uint32_t most
     uint32_t first_key
+    uint32_t step  # from one key to the next
+    uint32_t single  # tokens of a request with one key, which is forwarded as it is; 0: any count is
     bint by_key
     bint write
     int number  # in the switch's list of commands

@@ -85,7 +85,8 @@ from imds._kernel.table cimport (
 )
 from imds._kernel.xxh64 cimport xxh64
 
-from imds.commands import COMMANDS, Spread, lookup
+from imds.commands import COMMANDS, lookup
+from imds.protocol import split_request
 from imds.shard import store as _twin
 
 cdef enum:
@@ -155,7 +156,7 @@ def _read_table():
         assert command.min_tokens == command.max_tokens <= MOST_TOKENS
         ROWS[i].tokens = command.min_tokens
         ROWS[i].write = command.write
-    assert sum(command.spread is not Spread.ALL for command in COMMANDS.values()) == 7
+    assert sum(command.in_store for command in COMMANDS.values()) == 7
 
 
 _read_table()
@@ -310,7 +311,7 @@ cdef class UnifiedStore:
         self.maxmemory = maxmemory
         self.evict = evict
         self.max_response = _twin.MAX_RESPONSE
-        self._hooks = {name: hooks[name] for name in hooks or () if COMMANDS[name].spread is Spread.ALL}
+        self._hooks = dict(hooks or {})
 
     def __dealloc__(self):
         cdef Item *entry = self._ring.next
@@ -426,17 +427,46 @@ cdef class UnifiedStore:
     cdef int _cold(self, Request *request) except -1:
         """Answer what is no command of the store."""
         cdef bytes name, frame
+        cdef list tokens
         frame = UNKNOWN_COMMAND
         if self._hooks and request.tokens[0].size <= 64:
             name = request.tokens[0].at[: request.tokens[0].size]
             command = lookup(name)
-            if command is not None and command.name in self._hooks:
-                frame = self._hooks[command.name]() if command.arity_ok(request.count) else WRONG_ARITY
+            hook = self._hooks.get(command.name if command is not None else name.decode(errors="replace"))
+            if hook is not None and command is not None and not command.arity_ok(request.count):
+                frame = WRONG_ARITY
+            elif hook is not None:
+                tokens, _ = split_request(<bytes>request.frame[: request.size])
+                frame = hook(tokens[1:])
         self._reserve_reply(<size_t>len(frame))
         if self._too_long(<size_t>len(frame)):
             frame = TOO_LONG
         self._reply(frame)
         return 0
+
+    def run(self, bytes frame not None):
+        """Run one request, given as its frame, in the midst of the batch: for hooks; return the reply frame."""
+        cdef Request request
+        cdef const uint8_t *data = <const uint8_t *><char *>frame
+        cdef const uint8_t *end = data + <size_t>len(frame)
+        cdef size_t before = self._out.size
+        cdef size_t replies = self._replies
+        if parse(data, end, &request) != end or request.frame == NULL:
+            return MALFORMED
+        request.entry = NULL
+        if request.count > 1:
+            request.hash = table_hash(&self._table, request.tokens[1].at, request.tokens[1].size)
+        self._changes += 1
+        self._replies = before
+        self._reserve_reply(ROOM)
+        try:
+            self._answer(&request)
+            return PyBytes_FromStringAndSize(
+                <const char *>self._out.data + before, <Py_ssize_t>(self._out.size - before)
+            )
+        finally:
+            self._out.size = before
+            self._replies = replies
 
     # ---- replies ---------------------------------------------------------------------------------
 

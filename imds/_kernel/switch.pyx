@@ -161,7 +161,9 @@ cdef int fill_rows() except -1:
         rows[at].least = command.min_tokens
         rows[at].most = min(command.max_tokens, 0xFFFFFFFF)
         rows[at].first_key = command.first_key
-        rows[at].by_key = command.spread is _commands.Spread.KEY
+        rows[at].step = command.key_step
+        rows[at].by_key = command.spread in (_commands.Spread.KEY, _commands.Spread.KEYS)
+        rows[at].single = command.single() if command.spread is _commands.Spread.KEYS else 0
         rows[at].write = command.write
         rows[at].number = number
         if rows[at].by_key and not 0 < rows[at].first_key < rows[at].least:
@@ -510,9 +512,11 @@ cdef class Switch:
             row = find_row(rows, row_mask, frame + 8, get_u32(frame + 4)) if count else NULL
             if row == NULL:
                 self._answer_here(UNKNOWN_COMMAND)
-            elif not row.least <= count <= row.most:
+            elif not row.least <= count <= row.most or (
+                row.step > 1 and (count - row.first_key) % row.step
+            ):
                 self._answer_here(WRONG_ARITY)
-            elif not row.by_key:
+            elif not row.by_key or (row.single and count != row.single):
                 self._close(client)
                 questions.append((self._question(client), COMMANDS[row.number]))
             else:

@@ -330,7 +330,7 @@ class Switch:
                     replies.append(found)
                     continue
                 command = found
-                if command.spread is not Spread.KEY:
+                if not _is_forwarded(command, data, start):
                     if replies:
                         self._dispatch(client, replies, envelopes)
                         replies, envelopes = [], {}
@@ -599,7 +599,13 @@ def _heads(max_tokens: int) -> dict[bytes, tuple[Command, int]]:
     heads = {}
     for command in COMMANDS.values():
         if command.spread is Spread.KEY and command.first_key == 1:
-            for count in range(command.min_tokens, min(command.max_tokens, max_tokens, 8) + 1):
+            counts = range(command.min_tokens, min(command.max_tokens, max_tokens, 8) + 1)
+        elif command.spread is Spread.KEYS and command.first_key == 1 and command.single() <= max_tokens:
+            counts = range(command.single(), command.single() + 1)
+        else:
+            continue
+        for count in counts:
+            if command.arity_ok(count):
                 for name in (command.name.encode(), command.name.upper().encode()):
                     heads[U32U32.pack(count, len(name)) + name] = (command, count - 2)
     return heads
@@ -614,6 +620,13 @@ def _find_command(data: bytes, start: int) -> Command | bytes:
     if command is None:
         return _UNKNOWN_COMMAND
     return command if command.arity_ok(count) else _WRONG_ARITY
+
+
+def _is_forwarded(command: Command, data: bytes, start: int) -> bool:
+    """Return whether the whole frame at ``start`` goes to the shard of its key, as it is."""
+    if command.spread is Spread.KEYS:
+        return bool(_read_u32(data, start)[0] == command.single())
+    return command.spread is Spread.KEY
 
 
 def _find_key(data: bytes, start: int, first_key: int) -> tuple[int, int]:

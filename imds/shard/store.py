@@ -36,7 +36,7 @@ from struct import error as StructError
 from xxhash import xxh64_intdigest
 
 from imds import commands, envelope
-from imds.commands import COMMANDS, Command, Spread, lookup
+from imds.commands import COMMANDS, Command, lookup
 from imds.protocol import (
     MAX_RESPONSE,
     MISSING,
@@ -103,7 +103,8 @@ class UnifiedStore:
 
     ``capacity`` (keys) and ``maxmemory`` (counted bytes) are this shard's share, 0 for no limit; with
     ``evict`` a write makes room by removing the least recently used keys, without it the write is refused.
-    ``hooks`` answer the commands that are about the process and not about a key: name to a function that
+    ``hooks`` answer the commands that are about the process and not about its data, and what a router asks on
+    its own behalf under a name that no client's command has: name to a function that takes the arguments and
     returns a whole response frame.
 
     ``readonly`` is None, or the response frame (an error) that writes answer instead of being run.
@@ -118,7 +119,7 @@ class UnifiedStore:
         capacity: int = 0,
         maxmemory: int = 0,
         evict: bool = False,
-        hooks: Mapping[str, Callable[[], bytes]] | None = None,
+        hooks: Mapping[str, Callable[[list[bytes]], bytes]] | None = None,
     ) -> None:
         self.log = log
         self.capacity = capacity
@@ -137,16 +138,15 @@ class UnifiedStore:
         self._evicted = 0  # evictions since the last commit
         self._methods: dict[str, Callable[..., bytes]] = {}
         for name, command in COMMANDS.items():
-            if command.spread is not Spread.ALL:
+            if command.in_store:
                 self._methods[name] = getattr(self, f"cmd_{name}")
-            elif hooks and name in hooks:
-                self._methods[name] = _hook(hooks[name])
         # Both usual spellings at once; others go through lookup().
         self._fast: dict[bytes, tuple[Command, Callable[..., bytes]]] = {
             spelling: (COMMANDS[name], method)
             for name, method in self._methods.items()
             for spelling in (name.encode(), name.upper().encode())
         }
+        self._hooks = dict(hooks or {})
 
     @property
     def keys(self) -> int:
@@ -233,6 +233,17 @@ class UnifiedStore:
         self.hits += hits
         return pos, b"".join(out)
 
+    def run(self, frame: bytes) -> bytes:
+        """Run one request, given as its frame, in the midst of the batch: for hooks; return the reply frame.
+
+        Its effects share the batch's commit or rollback. ``max_response`` bounds its reply alone.
+        """
+        tokens, stop = _tokens(frame, 0, len(frame))
+        if stop != len(frame):
+            return _MALFORMED
+        reply = self._answer(frame, tokens)
+        return _TOO_LONG if len(reply) > self.max_response and len(reply) > SHORT else reply
+
     def _answer(self, frame: bytes, tokens: list[bytes]) -> bytes:
         """Run one request, given as frame and as tokens; return the reply frame."""
         if not tokens:
@@ -241,11 +252,11 @@ class UnifiedStore:
         found = self._fast.get(name)
         if found is None:
             command = lookup(name)
-            if command is None or command.name not in self._methods:
-                return _UNKNOWN_COMMAND
+            if command is None or not command.in_store:
+                return self._hook(command, tokens)
             found = command, self._methods[command.name]
         command, method = found
-        if not command.min_tokens <= len(tokens) <= command.max_tokens:
+        if not command.arity_ok(len(tokens)):
             return _WRONG_ARITY
         if command.write:
             if self.readonly is not None:
@@ -253,6 +264,15 @@ class UnifiedStore:
             if not name.islower():
                 frame = frame[:8] + name.lower() + frame[8 + len(name) :]
         return method(frame, *tokens[1:])
+
+    def _hook(self, command: Command | None, tokens: list[bytes]) -> bytes:
+        """Answer what is no command of the store; ``command`` is None where it is none of the table."""
+        hook = self._hooks.get(command.name if command else tokens[0].decode(errors="replace"))
+        if hook is None:
+            return _UNKNOWN_COMMAND
+        if command is not None and not command.arity_ok(len(tokens)):
+            return _WRONG_ARITY
+        return hook(tokens[1:])
 
     # ---- commands: (the request's frame in canonical spelling, its arguments) to a reply frame ------------
 
@@ -525,10 +545,6 @@ class _NoLog(RecordEncoder):
 
     def add(self, effect: bytes) -> None:
         """Forget it."""
-
-
-def _hook(reply: Callable[[], bytes]) -> Callable[..., bytes]:
-    return lambda _frame: reply()
 
 
 def _cost(key: bytes, value: Value) -> int:

@@ -347,14 +347,14 @@ class Worker:
             log.warning("the log takes writes again")
             self._store.readonly = None
 
-    def _on_sync(self) -> bytes:
+    def _on_sync(self, _arguments: list[bytes]) -> bytes:
         """The ``sync`` command: this turn is synced before its replies go."""
         self._sync_asked = True
         return _DONE
 
     # -- rewriting it -----------------------------------------------------------------------------
 
-    def _on_rewrite(self) -> bytes:
+    def _on_rewrite(self, _arguments: list[bytes]) -> bytes:
         """The ``rewrite`` command. The supervisor says when it is this shard's turn."""
         self._ask_rewrite(at_once=True)
         return _DONE
@@ -402,7 +402,7 @@ class Worker:
 
     # -- statistics and the end -------------------------------------------------------------------
 
-    def _stats(self) -> bytes:
+    def _stats(self, _arguments: list[bytes]) -> bytes:
         store, aof, process = self._store, self._aof, self._process
         with process.oneshot():
             times = process.cpu_times()

@@ -21,8 +21,15 @@ from hypothesis.stateful import (
 )
 
 from imds import commands, envelope
-from imds.commands import COMMANDS, Spread
-from imds.protocol import decode_response, encode_error, encode_request, encode_response, split_request
+from imds.commands import COMMANDS
+from imds.protocol import (
+    decode_response,
+    encode_error,
+    encode_list,
+    encode_request,
+    encode_response,
+    split_request,
+)
 from imds.shard import record, store
 from imds.shard.record import each_effect
 
@@ -161,7 +168,7 @@ def test_every_command_of_the_table_is_here_and_no_other(variant):
     for row in COMMANDS.values():
         shard = Shard(variant)
         tokens = [samples.get(word, word.encode()) for word in row.usage.split()]
-        here = row.spread is not Spread.ALL
+        here = row.in_store
         for name in (row.name, row.name.upper(), row.name.title()):
             tokens[0] = name.encode()
             assert (shard(*tokens) != error(commands.UNKNOWN_COMMAND)) is here
@@ -170,7 +177,7 @@ def test_every_command_of_the_table_is_here_and_no_other(variant):
             shard.store.readonly = encode_error("READONLY disk full")
             assert (shard(*tokens) == error("READONLY disk full")) is row.write
     assert {name[4:] for name in dir(store.UnifiedStore) if name.startswith("cmd_")} == {
-        row.name for row in COMMANDS.values() if row.spread is not Spread.ALL
+        row.name for row in COMMANDS.values() if row.in_store
     }
 
 
@@ -186,7 +193,8 @@ def test_unknown_commands(shard, name):
 def test_hooks_answer_for_the_process(variant):
     calls = []
 
-    def stats():
+    def stats(arguments):
+        assert arguments == []
         calls.append((shard.store.ops, shard.store.hits))
         return encode_response(3, b"\0\0\0\0")
 
@@ -199,12 +207,44 @@ def test_hooks_answer_for_the_process(variant):
 
 
 def test_a_hook_that_fails_raises_and_the_batch_can_be_undone(variant):
-    def stats():
+    def stats(_arguments):
         raise RuntimeError("hook")
 
     shard = Shard(variant, hooks={"stats": stats})
     with pytest.raises(RuntimeError, match="hook"):
         shard.batch([b"set", b"k", b"v"], [b"stats"])
+    shard.store.rollback()
+    shard.store.check()
+    assert shard.order() == []
+
+
+def test_what_a_hook_runs_belongs_to_its_batch(variant):
+    """Requests run by a hook see the batch's changes, are seen by it, and are undone with it."""
+
+    def each(frames):
+        return encode_response(3, encode_list([shard.store.run(frame) for frame in frames]))
+
+    def inner(*requests):
+        return b"each", *[encode_request(tokens) for tokens in requests]
+
+    def replies(*found):
+        return 3, encode_list([encode_response(*reply) for reply in found])
+
+    shard = Shard(variant, hooks={"each": each})
+    nested = inner([b"get", b"k"], [b"SET", b"k", b"w"], [b"get", b"k"], [b"zadd", b"k", b"1", b"m"], [b"no"])
+    assert shard.batch([b"set", b"k", b"v"], nested, [b"get", b"k"]) == [
+        OK,
+        replies((0, b"v"), OK, (0, b"w"), error(commands.WRONG_TYPE), error(commands.UNKNOWN_COMMAND)),
+        (0, b"w"),
+    ]
+    assert shard.effects() == [[b"set", b"k", b"v"], [b"set", b"k", b"w"]]
+    shard.store.check()
+    assert shard(b"each", b"\0\0\0\1", b"\0\0\0\0x") == replies(*[error("ERR malformed request")] * 2)
+    assert shard(*inner([b"set", b"k", b"x" * 9000], [b"get", b"k"])) == replies(OK, (0, b"x" * 9000))
+    shard.store.max_response = 1000
+    assert shard.store.run(encode_request([b"get", b"k"])) == encode_response(
+        *error("ERR the replies to these pipelined requests are too long together")
+    )
     shard.store.rollback()
     shard.store.check()
     assert shard.order() == []

@@ -35,7 +35,7 @@ record, sortedset, kernel = load("record"), load("sortedset"), load("store")
 
 def pair(**options):
     """Return a store of each variant."""
-    hooks = {"stats": lambda: encode_response(3, struct.pack(">I", 0))}
+    hooks = {"stats": lambda _arguments: encode_response(3, struct.pack(">I", 0))}
     return (
         twin.UnifiedStore(record_twin.RecordEncoder(9), hooks=hooks, **options),
         kernel.UnifiedStore(record.RecordEncoder(9), hooks=hooks, **options),
