@@ -13,9 +13,15 @@ request. All integers are big-endian and unsigned::
                   +--------+--------+-------+-------------------------------+
                      u32      u32      u32
 
+    notice        +--------+--------+-------+---------------+
+                  | length | number |   0   | request frame |          what the shard tells unasked
+                  +--------+--------+-------+---------------+
+                     u32      u32      u32
+
 ``length`` counts what follows it. Tickets rise by one for each envelope of a link (modulo 2^32) and come
 back in the order in which they went: the router checks each one, so that a reply can never reach the
-wrong request. A shard runs an envelope only when all of it has arrived.
+wrong request. Notices are numbered by themselves, from 0 on each link, and stand between replies. A shard
+runs an envelope only when all of it has arrived.
 """
 
 from __future__ import annotations
@@ -37,6 +43,11 @@ TICKETS = 1 << 32
 def seal(ticket: int, count: int, frames: bytes, dialect: int = DIALECT_IMDS) -> bytes:
     """Return the envelope that carries ``count`` request frames to a shard."""
     return REQUEST.pack(12 + len(frames), ticket, count, dialect) + frames
+
+
+def notice(number: int, frame: bytes) -> bytes:
+    """Return the envelope by which a shard tells a router something unasked."""
+    return REPLY.pack(8 + len(frame), number % TICKETS, 0) + frame
 
 
 def envelopes(buf: Buffer) -> Iterator[tuple[int, int, int, int, int]]:

@@ -51,6 +51,10 @@ class SlotMap:
         """Return the map that gives ``shards`` shards contiguous runs of slots, equal within one."""
         return cls(bytes(slot * shards // SLOTS for slot in range(SLOTS)), shards, seed)
 
+    def slot_of(self, key: bytes) -> int:
+        """Return the slot of ``key``."""
+        return slot(key, self.seed)
+
     def shard_of(self, key: bytes) -> int:
         """Return the shard that owns ``key``."""
         return self.owners[slot(key, self.seed)]

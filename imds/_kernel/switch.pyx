@@ -96,6 +96,8 @@ cdef enum:
     # Not as a literal where it is used: Cython would compute with Python integers there.
     U32_MAX = 0xFFFFFFFFu
 
+cdef object NOTICE = _twin.NOTICE
+cdef uint64_t LEAST_NOTICE = _twin._LEAST_NOTICE
 cdef size_t RECEIVE = _twin.RECEIVE
 cdef size_t RECEIVE_LINK = _twin.RECEIVE_LINK
 cdef uint64_t SLOT_MASK = _hashslots.SLOTS - 1
@@ -113,8 +115,8 @@ cdef size_t KEEP_LINK = 1 << 20
 
 cdef bytes UNKNOWN_COMMAND = encode_error(_commands.UNKNOWN_COMMAND)
 cdef bytes WRONG_ARITY = encode_error(_commands.WRONG_ARITY)
-cdef bytes UNKNOWN_OUTCOME = _twin._UNKNOWN_OUTCOME
-cdef bytes RETRY = _twin._RETRY
+cdef bytes UNKNOWN_OUTCOME = _twin.UNKNOWN_OUTCOME
+cdef bytes RETRY = _twin.RETRY
 
 
 cdef inline const uint8_t *data_of(bytes value) noexcept:
@@ -184,9 +186,11 @@ cdef class Client:
     cdef readonly int fd
     cdef public bint plain
     cdef public bint closing
+    cdef public bint captive
+    cdef readonly bint paused
     cdef public int choked
     cdef Stream _out
-    cdef Stream _rest  # a frame of which the end has not arrived
+    cdef Stream _rest  # a frame of which the end has not arrived, or all that came while paused
     cdef Scan _scan  # how far that has been looked at
     cdef Turn *_first
     cdef Turn *_last
@@ -202,6 +206,10 @@ cdef class Client:
     @property
     def out(self):
         return stream_size(&self._out)
+
+    @property
+    def held(self):
+        return stream_size(&self._rest)
 
 
 cdef void client_leave(Client client) noexcept:
@@ -445,9 +453,17 @@ cdef class Switch:
         return left, held
 
     def feed(self, Client client not None, bytes data not None):
-        """Take bytes that the client sent; return the questions."""
+        """Take bytes that the client sent; return the first question, if there is one."""
         cdef list questions = []
         self._feed(client, data_of(data), size_of(data), questions)
+        return questions
+
+    def resume(self, Client client not None):
+        """Look on behind a question of a client; return the next one, if there is one."""
+        cdef list questions = []
+        client.paused = False
+        if stream_size(&client._rest):
+            self._feed(client, NULL, 0, questions)
         return questions
 
     cdef Py_ssize_t _recv(self, int fd, size_t room) except -1:
@@ -465,10 +481,12 @@ cdef class Switch:
         cdef size_t used
         if client.closing:
             return 0
-        if rested:
-            if not stream_add(&client._rest, data, size):
+        if rested or client.paused:
+            if size and not stream_add(&client._rest, data, size):
                 client.closing = True
                 raise MemoryError
+            if client.paused:
+                return 0
             data = stream_front(&client._rest)
             size = stream_size(&client._rest)
             if size < client._scan.need:
@@ -510,6 +528,9 @@ cdef class Switch:
             position += <size_t>length
             count = get_u32(frame)
             row = find_row(rows, row_mask, frame + 8, get_u32(frame + 4)) if count else NULL
+            if client.captive:
+                self._ask_router(client, row, frame, <size_t>length, questions)
+                return position
             if row == NULL:
                 self._answer_here(UNKNOWN_COMMAND)
             elif not row.least <= count <= row.most or (
@@ -517,8 +538,8 @@ cdef class Switch:
             ):
                 self._answer_here(WRONG_ARITY)
             elif not row.by_key or (row.single and count != row.single):
-                self._close(client)
-                questions.append((self._question(client), COMMANDS[row.number]))
+                self._ask_router(client, row, frame, <size_t>length, questions)
+                return position
             else:
                 key = frame + 4
                 for index in range(row.first_key):
@@ -529,6 +550,18 @@ cdef class Switch:
                 else:
                     self._answer_locally(link.down, link.down_size)
         return position
+
+    cdef int _ask_router(
+        self, Client client, const Row *row, const uint8_t *frame, size_t size, list questions
+    ) except -1:
+        """Hand a request to the router, and pause its client."""
+        cdef bytes kept = PyBytes_FromStringAndSize(<const char *>frame, <Py_ssize_t>size)
+        self._close(client)
+        questions.append(
+            (self._question(client), client, COMMANDS[row.number] if row != NULL else None, kept)
+        )
+        client.paused = True
+        return 0
 
     cdef bytes _malformed(self, int found, uint64_t value):
         """Return the reply to a frame that announces too much, in FrameScan's words."""
@@ -768,7 +801,7 @@ cdef class Switch:
         cdef Pending entry = link_pending(link, 0)[0]
         cdef Client client
         if entry.turn == NULL:
-            lost.append(self._tokens[shard].popleft())
+            lost.append((self._tokens[shard].popleft(), entry.end <= link.sent))
             link_pop(link)
             return 0
         client = <Client>entry.turn.client if entry.turn.client != NULL else None
@@ -864,7 +897,8 @@ cdef class Switch:
         try:
             used = self._place(shard, link, data, size, clients, answers)
         except BaseException:
-            self._touched[shard], self._lost[shard] = clients, [token for token, _ in answers]
+            self._touched[shard] = clients
+            self._lost[shard] = [(token, True) for token, _ in answers if token is not NOTICE]
             raise
         if rested:
             stream_drop(&link.rest, used, KEEP_LINK)
@@ -889,6 +923,17 @@ cdef class Switch:
             length = get_u32(at)
             ticket = get_u32(at + 4)
             count = get_u32(at + 8)
+            if count == 0 and ticket == link.noticed and length >= LEAST_NOTICE:
+                if LENGTH + length > size - position:
+                    link.need = LENGTH + <size_t>length
+                    return position
+                replies = <size_t>length + LENGTH - REPLY_HEADER
+                answers.append(
+                    (NOTICE, PyBytes_FromStringAndSize(<const char *>at + REPLY_HEADER, <Py_ssize_t>replies))
+                )
+                link.noticed += 1
+                position += LENGTH + <size_t>length
+                continue
             memset(&entry, 0, sizeof(entry))
             if link.pending:
                 entry = link_pending(link, 0)[0]

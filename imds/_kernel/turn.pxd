@@ -103,6 +103,7 @@ ctypedef struct Link:
     uint64_t sent  # bytes of those that the socket has taken
     uint32_t ticket  # of the next envelope
     uint32_t due  # ticket of the first pending one
+    uint32_t noticed  # number of the next notice
     Pending *ring  # of ``room`` places, a power of two; ``pending`` are taken, from ``first`` on
     size_t room
     size_t first

@@ -7,14 +7,32 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from imds.commands import Combine, Command
-from imds.protocol import LIST, OK, decode_response, encode_error, encode_list, encode_response
+from imds.protocol import (
+    ERROR,
+    LIST,
+    MAX_RESPONSE,
+    OK,
+    U32,
+    decode_response,
+    encode_error,
+    encode_list,
+    encode_response,
+)
+from imds.router.fanout import TOO_LONG
 
 # Seconds. A sync is waited for as long as the log itself waits for a disk, and longer.
-PATIENCE = {Combine.ROWS: 1.0, Combine.EVERY: 30.0}
+PATIENCE = {Combine.ROWS: 1.0, Combine.EVERY: 30.0, Combine.SUM: 10.0, Combine.LIST: 10.0}
+
+
+def join_lists(payloads: list[bytes]) -> bytes:
+    """Return the payload of one list with the elements of several, one list after the other."""
+    count = sum(U32.unpack_from(payload)[0] for payload in payloads)
+    return b"".join([U32.pack(count), *[payload[4:] for payload in payloads]])
 
 
 @dataclass(slots=True)
@@ -27,9 +45,10 @@ class ShardStatus:
 
 @dataclass(slots=True, eq=False)
 class Gather:
-    """One client request that waits for the shards' answers. ``turn`` is its place in the replies."""
+    """One request that waits for the shards' answers. ``done`` is to be called with its reply."""
 
-    turn: Any
+    done: Callable[[bytes], None]
+    command: Command
     combine: Combine
     waiting: set[int]
     silent: set[int]  # shards that owe an earlier answer and have not been asked
@@ -40,10 +59,12 @@ class Gather:
         self.deadline = time.monotonic() + PATIENCE[self.combine]
 
     @classmethod
-    def of(cls, turn: Any, command: Command, waiting: set[int], silent: set[int]) -> Gather:
+    def of(
+        cls, done: Callable[[bytes], None], command: Command, waiting: set[int], silent: set[int]
+    ) -> Gather:
         """Return the gathering of ``command``, which the shards in ``waiting`` are to be asked."""
         assert command.combine is not None
-        return cls(turn, command.combine, waiting, silent)
+        return cls(done, command, command.combine, waiting, silent)
 
     def take(self, shard: int, reply: bytes | None) -> bool:
         """Note a shard's reply, or None that there will be none; return whether all are in."""
@@ -54,12 +75,12 @@ class Gather:
 
     def reply(self, statuses: list[ShardStatus]) -> bytes:
         """Return the reply to the client, made of what has come."""
-        return (self._rows if self.combine is Combine.ROWS else self._every)(statuses)
+        return self._rows(statuses) if self.combine is Combine.ROWS else self._whole(statuses)
 
     def _answer(self, shard: int, status: ShardStatus) -> tuple[bytes, str, str]:
         """Return a shard's payload, or else the code of its error and the rest of it."""
         decoded = decode_response(self.answers.get(shard, b""))
-        if decoded is not None and decoded[0] == OK:
+        if decoded is not None and decoded[0] != ERROR:
             return decoded[1], "", ""
         if decoded is not None:
             code, _, reason = decoded[1].decode(errors="replace").partition(" ")
@@ -82,13 +103,21 @@ class Gather:
             rows.append(json.dumps(row).encode())
         return encode_response(LIST, encode_list(rows))
 
-    def _every(self, statuses: list[ShardStatus]) -> bytes:
-        failed = [
-            (code, f"shard {shard}: {reason}")
-            for shard, status in enumerate(statuses)
-            for _payload, code, reason in [self._answer(shard, status)]
-            if code
-        ]
+    def _whole(self, statuses: list[ShardStatus]) -> bytes:
+        """Every shard has to answer, or an error names those that do not."""
+        failed, payloads = [], []
+        for shard, status in enumerate(statuses):
+            payload, code, reason = self._answer(shard, status)
+            if code:
+                failed.append((code, f"shard {shard}: {reason}"))
+            else:
+                payloads.append(payload)
         if failed:
             return encode_error(f"{failed[0][0]} {'; '.join(reason for _code, reason in failed)}")
+        if self.combine is Combine.SUM:
+            return encode_response(OK, b"%d" % sum(int(payload) for payload in payloads))
+        if self.combine is Combine.LIST:
+            if sum(map(len, payloads)) > MAX_RESPONSE - 1024:
+                return TOO_LONG
+            return encode_response(LIST, join_lists(payloads))
         return encode_response(OK, b"OK")

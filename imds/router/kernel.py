@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from imds._kernel import pick
-from imds.router.switch import Client, LinkError, Switch
+from imds.router.switch import NOTICE, RETRY, UNKNOWN_OUTCOME, Asked, Client, LinkError, Switch
 
-__all__ = ["Client", "LinkError", "Switch"]
+__all__ = ["NOTICE", "RETRY", "UNKNOWN_OUTCOME", "Asked", "Client", "LinkError", "Switch"]
 
 if not TYPE_CHECKING:  # for the type checker both variants are the twin
     Switch = pick(Switch, "switch", "Switch")

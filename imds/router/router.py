@@ -27,18 +27,19 @@ import signal
 import socket
 import time
 from collections.abc import Iterable
-from typing import Any
 
-from imds.commands import Command
 from imds.config import Config
 from imds.control import Channel
 from imds.hashslots import SlotMap
 from imds.process import Signals, raise_descriptor_limit, set_schedule, start_logging
-from imds.protocol import encode_error, encode_request
-from imds.router.gather import Gather, ShardStatus
+from imds.protocol import encode_error
+from imds.router.gather import ShardStatus
 from imds.router.kernel import Client, LinkError, Switch
+from imds.router.requests import Requests
+from imds.router.session import Session
 
 WINDOW = 4096  # unanswered requests of one client above which it is not read
+HELD_LIMIT = 1 << 16  # bytes behind a request that waits above which its client is not read
 OUT_LIMIT = 1 << 20  # bytes of unread replies above which a client is not read
 OUT_HARD_LIMIT = 256 << 20  # and above which it is dropped
 BACKLOG_LIMIT = 1 << 20  # bytes waiting for a shard above which clients that add to it are not read
@@ -61,10 +62,11 @@ log = logging.getLogger("imds.router")
 class Connection:
     """One client's socket. ``client`` is the switch's side of it."""
 
-    __slots__ = ("client", "eof", "fd", "lingers_until", "mask", "sock")
+    __slots__ = ("client", "eof", "fd", "lingers_until", "mask", "session", "sock")
 
-    def __init__(self, sock: socket.socket, switch: Switch) -> None:
+    def __init__(self, sock: socket.socket, switch: Switch, session: Session) -> None:
         self.sock = sock
+        self.session = session
         self.fd = sock.fileno()
         self.client = switch.attach(self, self.fd)
         self.client.plain = True
@@ -97,18 +99,20 @@ class Router:
         self._switch = Switch(slots, backlog_limit=BACKLOG_LIMIT)
         self._links: list[ShardLink | None] = [None] * slots.shards
         self._statuses = [ShardStatus() for _ in range(slots.shards)]
+        self._requests = Requests(
+            self._switch, slots, self._statuses, self._touch, backlog_limit=BACKLOG_LIMIT
+        )
         self._selector = selectors.DefaultSelector()
         self._signals = Signals([signal.SIGTERM], ignored=[signal.SIGINT])
         self._connections: set[Connection] = set()
         self._lingering: set[Connection] = set()
         self._choked: dict[int, set[Connection]] = {}  # by shard: who waits until its backlog is gone
-        self._gathers: set[Gather] = set()
-        self._silent: set[int] = set()  # shards that owe an answer which nobody waits for any more
         self._answered: list[Client] = []  # has output, and is sent it at the end of a turn
         self._held: list[Client] = []  # has part of a turn's replies, which may wait for the rest
         self._held_until = 0.0
         self._dirty: dict[Connection, None] = {}  # has news; looked at once, at the end of a turn
         self._accepting = False
+        self._accepted = 0
         self._next_warning = 0.0
         self._drains_until = 0.0  # 0: not draining
         limit = raise_descriptor_limit(config.max_clients + SPARE_DESCRIPTORS)
@@ -116,7 +120,7 @@ class Router:
         if self._most_clients < config.max_clients:
             log.warning("the limit of open files allows %d clients at most", self._most_clients)
         for shard in range(slots.shards):
-            self._switch.drop_link(shard, self._down_reply(shard))
+            self._switch.drop_link(shard, self._requests.down_reply(shard))
 
     # -- the loop ---------------------------------------------------------------------------------
 
@@ -149,7 +153,7 @@ class Router:
                 self._receive_all(readable)
             self._flush_links()
             self._flush_clients()
-            if self._lingering or self._gathers or not self._accepting:
+            if self._lingering or self._requests.busy or not self._accepting:
                 self._on_time()
             if self._drains_until and self._drained():
                 return self._close()
@@ -159,14 +163,13 @@ class Router:
             return 0.05
         if self._held:
             return HOLD
-        return 0.1 if self._lingering or self._gathers or not self._accepting else None
+        return 0.1 if self._lingering or self._requests.busy or not self._accepting else None
 
     def _on_time(self) -> None:
         now = time.monotonic()
         for connection in [one for one in self._lingering if now >= one.lingers_until]:
             self._drop(connection)
-        for gather in [one for one in self._gathers if now >= one.deadline]:
-            self._finish(gather)
+        self._requests.on_time()
         self._flush_clients()
         if not self._accepting and not self._drains_until:
             self._accept(True)
@@ -201,7 +204,8 @@ class Router:
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(sock, self._switch)
+            self._accepted += 1
+            connection = Connection(sock, self._switch, Session(self._accepted))
             self._connections.add(connection)
             self._selector.register(connection.fd, READ, connection)
             if len(self._connections) > self._most_clients:
@@ -212,8 +216,8 @@ class Router:
     def _receive_all(self, clients: list[Client]) -> None:
         """Receive from clients that were plain when the turn began: nearly all, nearly always."""
         ended, changed, questions = self._switch.receive_all(clients, WINDOW)
-        for turn, command in questions:
-            self._ask_all(turn, command)
+        for question in questions:
+            self._requests.take(*question)
         for client in changed:
             if client.choked >= 0:
                 self._choked.setdefault(client.choked, set()).add(client.owner)
@@ -238,12 +242,20 @@ class Router:
             connection.eof = True
             self._dirty[connection] = None
             return
-        for turn, command in questions:
-            self._ask_all(turn, command)
+        for question in questions:
+            self._requests.take(*question)
         if client.choked >= 0:
             self._choked.setdefault(client.choked, set()).add(connection)
             self._dirty[connection] = None
         elif client.out or client.inflight >= WINDOW or client.closing:
+            self._dirty[connection] = None
+
+    def _touch(self, client: Client) -> None:
+        """Look at a client at the end of this turn."""
+        connection = client.owner
+        if connection in self._connections:
+            if client.choked >= 0:
+                self._choked.setdefault(client.choked, set()).add(connection)
             self._dirty[connection] = None
 
     def _flush_clients(self) -> None:
@@ -275,6 +287,7 @@ class Router:
                 or client.closing
                 or client.choked >= 0
                 or client.inflight >= WINDOW
+                or (client.paused and client.held >= HELD_LIMIT)
                 or left >= OUT_LIMIT
                 or self._drains_until
             ):
@@ -360,11 +373,8 @@ class Router:
             self._lose(link)
             return
         self._answered += clients
-        if answers:
-            self._silent.discard(shard)
-        for gather, reply in answers:
-            if gather in self._gathers and gather.take(shard, reply):
-                self._finish(gather)
+        for answered, reply in answers:
+            answered(reply)
 
     def _flush_links(self) -> None:
         for shard, link in enumerate(self._links):
@@ -394,37 +404,12 @@ class Router:
         link.sock.close()
         self._links[shard] = None
         self._statuses[shard].note = "its process has ended"
-        self._silent.discard(shard)
-        clients, lost = self._switch.drop_link(shard, self._down_reply(shard))
+        clients, lost = self._switch.drop_link(shard, self._requests.down_reply(shard))
         for client in clients:
             self._dirty[client.owner] = None
-        for gather in lost:
-            if gather in self._gathers and gather.take(shard, None):
-                self._finish(gather)
+        for answered, sent in lost:
+            answered(None, sent)
         self._unchoke(shard)
-
-    def _down_reply(self, shard: int) -> bytes:
-        return encode_error(f"SHARDDOWN shard {shard} cannot be reached: {self._statuses[shard].note}")
-
-    # -- questions to every shard -----------------------------------------------------------------
-
-    def _ask_all(self, turn: Any, command: Command) -> None:
-        shards = {shard for shard, link in enumerate(self._links) if link is not None}
-        silent = self._silent.copy()  # these are not asked again: their questions would pile up
-        gather = Gather.of(turn, command, shards - silent, silent)
-        self._gathers.add(gather)
-        frame = encode_request([command.name.encode()])
-        for shard in shards - silent:
-            self._switch.ask(shard, frame, gather)
-        if not gather.waiting:
-            self._finish(gather)
-
-    def _finish(self, gather: Gather) -> None:
-        self._gathers.discard(gather)
-        self._silent |= gather.waiting
-        client = self._switch.answer(gather.turn, gather.reply(self._statuses))
-        if client is not None:
-            self._dirty[client.owner] = None
 
     # -- the supervisor ---------------------------------------------------------------------------
 
@@ -437,7 +422,8 @@ class Router:
             elif kind == "down":
                 status = self._statuses[message["shard"]]
                 status.note, status.restarts = message["reason"], message["restarts"]
-                self._switch.set_down_reply(message["shard"], self._down_reply(message["shard"]))
+                down = self._requests.down_reply(message["shard"])
+                self._switch.set_down_reply(message["shard"], down)
             elif kind == "drain":
                 self._drain()
         if channel.closed and not self._drains_until:

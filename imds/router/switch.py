@@ -18,6 +18,9 @@ What stays true:
 * Each envelope has a ticket; a shard's replies must name the tickets in the order in which they went, with
   the same counts, and be exactly as many. Anything else raises LinkError: the link is closed rather than
   a reply misdelivered.
+* Nothing behind a request that the router answers is looked at before the router says :meth:`Switch.resume`:
+  so it is executed after it, and the router may keep its client waiting. Of a ``captive`` client every
+  request is the router's.
 * Memory follows the bytes that have arrived, never an announced length.
 * The switch knows no policy: it tells how much waits (``Client.inflight``, ``Client.out``, ``backlog``) and
   the router decides who is read.
@@ -44,11 +47,13 @@ from imds.protocol import MAX_REQUEST, MAX_TOKENS, U32, U32U32, FrameScan, Proto
 RECEIVE = 1 << 16  # bytes that one client may hand in per wake-up: nobody can starve the others by sending
 RECEIVE_LINK = 1 << 18  # bytes taken from a shard per wake-up
 
+NOTICE = object()  # the token of what a shard tells unasked
+
 _UNKNOWN_COMMAND = encode_error(UNKNOWN_COMMAND)
 _WRONG_ARITY = encode_error(WRONG_ARITY)
-_UNKNOWN_OUTCOME = encode_error("UNKNOWN the shard died: the write may or may not have been applied")
+UNKNOWN_OUTCOME = encode_error("UNKNOWN the shard died: the write may or may not have been applied")
 _NEVER_UP = encode_error("SHARDDOWN the shard has not been reached yet")
-_RETRY = encode_error("RETRY the shard died: the request was not applied")
+RETRY = encode_error("RETRY the shard died: the request was not applied")
 
 _read_u32 = U32.unpack_from
 _read_reply = REPLY.unpack_from
@@ -56,6 +61,7 @@ _REPLY_HEADER = REPLY.size
 _pack_request = REQUEST.pack
 _REQUEST_HEADER = REQUEST.size
 _REQUEST_REST = REQUEST.size - LENGTH  # as far as the length counts it
+_LEAST_NOTICE = 12  # its length: a request frame has four bytes at least
 _BRACE = ord("{")  # a byte is found in bytes five times faster than bytes in bytes
 
 
@@ -70,11 +76,26 @@ class Client:
     not taken; ``closing`` is set once a malformed frame has been answered: nothing more is parsed.
     ``choked`` is a shard whose backlog was over the limit when this client last added to it, or -1.
     ``plain`` is the router's word that nothing but its output is to be thought of; see ``flush_all``.
+    ``captive``, also the router's word, makes every whole request a question. ``paused`` is set by a question
+    until :meth:`Switch.resume`; ``held`` is how many bytes wait for that, or for the end of their frame.
 
     Of these the compiled twin promises: ``out`` is true while it holds something.
     """
 
-    __slots__ = ("choked", "closing", "fd", "inflight", "out", "owner", "plain", "rest", "scan", "turns")
+    __slots__ = (
+        "captive",
+        "choked",
+        "closing",
+        "fd",
+        "inflight",
+        "out",
+        "owner",
+        "paused",
+        "plain",
+        "rest",
+        "scan",
+        "turns",
+    )
 
     def __init__(self, owner: Any, fd: int, scan: FrameScan) -> None:
         self.owner = owner
@@ -84,9 +105,15 @@ class Client:
         self.out = bytearray()
         self.inflight = 0
         self.closing = False
+        self.captive = False
+        self.paused = False
         self.choked = -1
-        self.rest = bytearray()  # a frame of which the end has not arrived
+        self.rest = bytearray()  # a frame of which the end has not arrived, or all that came while paused
         self.scan = scan  # how far that has been looked at
+
+    @property
+    def held(self) -> int:
+        return len(self.rest)
 
 
 class Turn:
@@ -110,6 +137,10 @@ class Question:
         self.token = token
 
 
+# A request for the router: its place in the replies, who asks, its command, its whole frame. The command is
+# None where there is none of its name; of a captive client the number of tokens may be wrong, too.
+Asked = tuple[Turn, Client, Command | None, bytes]
+
 # A request's place in its turn, doubled, and 1 more if it is a write.
 Place = int
 
@@ -122,6 +153,7 @@ class Link:
         "due",
         "lost",
         "need",
+        "noticed",
         "out",
         "pending",
         "queued",
@@ -140,11 +172,12 @@ class Link:
         self.due = ticket  # ticket of the first in ``pending``, which must be answered next
         self.rest = bytearray()  # a reply envelope of which the end has not arrived
         self.need = _REPLY_HEADER  # bytes of ``rest`` below which looking at it is in vain
+        self.noticed = 0  # number of the next notice
         # (who asked, places of the replies, value of ``queued`` after the envelope)
         self.pending: deque[tuple[Turn | Question, list[Place], int]] = deque()
         # What a merge that failed had delivered until then.
         self.touched: dict[Client, None] = {}
-        self.lost: list[Any] = []
+        self.lost: list[tuple[Any, bool]] = []
 
     def send(self, receiver: Turn | Question, frames: list[bytes], places: list[Place]) -> None:
         """Put an envelope into the output."""
@@ -209,7 +242,7 @@ class Switch:
         client.rest.clear()
         client.closing = True
 
-    def receive(self, client: Client, fd: int) -> tuple[int, list[tuple[Turn, Command]]]:
+    def receive(self, client: Client, fd: int) -> tuple[int, list[Asked]]:
         """Read once from the client's socket and :meth:`feed` it; return (bytes read, questions).
 
         0 bytes is the end of the stream. Raises BlockingIOError if nothing is there, or another OSError.
@@ -219,7 +252,7 @@ class Switch:
 
     def receive_all(
         self, clients: list[Client], window: int
-    ) -> tuple[list[Client], list[Client], list[tuple[Turn, Command]]]:
+    ) -> tuple[list[Client], list[Client], list[Asked]]:
         """:meth:`receive` from each of these clients that is ``plain``, in one call; returns three lists.
 
         Clients whose stream is at its end, or broken: receiving once more tells. Clients that the router has
@@ -269,16 +302,20 @@ class Switch:
             left.append(client)
         return left, held
 
-    def feed(self, client: Client, data: bytes) -> list[tuple[Turn, Command]]:
+    def feed(self, client: Client, data: bytes) -> list[Asked]:
         """Take bytes that the client sent: hand its whole requests to the shards that own their keys.
 
-        Returns the requests that the router has to answer itself, by :meth:`answer`; their place in the
-        order of replies is kept. Errors are answered in their place too; a malformed frame is the last
-        thing that is answered and sets ``client.closing``. Cost: O(bytes), one loop turn for each request.
+        Returns the first request that the router has to answer itself, by :meth:`answer`, if there is one;
+        its place in the order of replies is kept, and what follows it waits for :meth:`resume`. Errors are
+        answered in their place too; a malformed frame is the last thing that is answered and sets
+        ``client.closing``. Cost: O(bytes), one loop turn for each request.
         """
         if client.closing:
             return []
         scan, rest = client.scan, client.rest
+        if client.paused:
+            rest += data
+            return []
         if rest:
             rest += data
             if len(rest) < scan.need:
@@ -290,14 +327,14 @@ class Switch:
                 pass  # met again, and answered, below
             data = bytes(rest)
             rest.clear()
-        questions: list[tuple[Turn, Command]] = []
+        questions: list[Asked] = []
         replies: list[bytes | None] = []
         envelopes: dict[int, tuple[list[bytes], list[Place]]] = {}
         links, owners, seed, heads, max_request = (
             self._links,
             self._owners,
             self._seed,
-            self._heads,
+            {} if client.captive else self._heads,
             self._max_request,
         )
         position, size = 0, len(data)
@@ -326,17 +363,20 @@ class Switch:
                     break
                 position = start + length
                 found = _find_command(data, start)
-                if isinstance(found, bytes):
-                    replies.append(found)
+                refusal = _refusal(found, data, start)
+                if refusal is not None and not client.captive:
+                    replies.append(refusal)
                     continue
-                command = found
-                if not _is_forwarded(command, data, start):
+                if found is None or client.captive or not _is_forwarded(found, data, start):
                     if replies:
                         self._dispatch(client, replies, envelopes)
-                        replies, envelopes = [], {}
+                        replies = []
                     turn = self._dispatch(client, [None], {})
-                    questions.append((turn, command))
-                    continue
+                    questions.append((turn, client, found, data[start:position]))
+                    client.paused = True
+                    rest += data[position:]
+                    break
+                command = found
                 key_at, key_end = _find_key(data, start, command.first_key)
             key = data[key_at:key_end]
             shard = owners[xxh64_intdigest(tag(key) if _BRACE in key else key, seed) % SLOTS]
@@ -353,6 +393,11 @@ class Switch:
         if replies:
             self._dispatch(client, replies, envelopes)
         return questions
+
+    def resume(self, client: Client) -> list[Asked]:
+        """Look on behind a question of a client, answered or not, as :meth:`feed` does."""
+        client.paused = False
+        return self.feed(client, b"")
 
     def _dispatch(
         self,
@@ -422,12 +467,13 @@ class Switch:
             raise ValueError(f"the link to shard {shard} is up")
         self._links[shard] = Link(None, self._first_ticket)
 
-    def drop_link(self, shard: int, reply: bytes) -> tuple[list[Client], list[Any]]:
+    def drop_link(self, shard: int, reply: bytes) -> tuple[list[Client], list[tuple[Any, bool]]]:
         """The stream to ``shard`` is gone: answer its keys by ``reply`` until :meth:`raise_link`.
 
         What was under way is answered now. A write of which every byte was handed to the socket may have
         been applied: UNKNOWN. Everything else surely was not, or changes nothing: RETRY. Returns the
-        clients that have output, and the tokens of the questions that will not be answered.
+        clients that have output, and the questions that will not be answered: each one's token, and whether
+        every byte of it was handed to the socket.
         """
         check_reply(reply)
         link = self._links[shard]
@@ -435,11 +481,11 @@ class Switch:
         touched, lost = link.touched, link.lost
         for receiver, places, end in link.pending:
             if isinstance(receiver, Question):
-                lost.append(receiver.token)
+                lost.append((receiver.token, end <= link.sent))
             elif receiver.client is not None:
-                write = _UNKNOWN_OUTCOME if end <= link.sent else _RETRY
+                write = UNKNOWN_OUTCOME if end <= link.sent else RETRY
                 for place in places:
-                    receiver.replies[place >> 1] = write if place & 1 else _RETRY
+                    receiver.replies[place >> 1] = write if place & 1 else RETRY
                 receiver.missing -= len(places)
                 touched[receiver.client] = None
         return self._emit_all(touched), lost
@@ -485,7 +531,8 @@ class Switch:
     def merge(self, shard: int, data: bytes) -> tuple[list[Client], list[tuple[Any, bytes]]]:
         """Take reply bytes of ``shard`` and put them into their places.
 
-        Returns the clients that have output now, and (token, reply) for each question answered. Raises
+        Returns the clients that have output now, and (token, reply) for each question answered; a notice's
+        request frame has the token NOTICE. Raises
         LinkError where the bytes are no answer to what the shard was asked; :meth:`drop_link`, which must
         follow, accounts for what came before them. Cost: O(bytes).
         """
@@ -507,6 +554,14 @@ class Switch:
             end = position + LENGTH + length
             receiver, places, _ = pending[0] if pending else _NOBODY
             replies: list[bytes | None] | None = None
+            if not count and ticket == link.noticed and length >= _LEAST_NOTICE:
+                if end > size:
+                    link.need = end - position
+                    break
+                answers.append((NOTICE, data[start:end]))
+                link.noticed = (ticket + 1) % TICKETS
+                position = end
+                continue
             if ticket == due and count == len(places) > 0:
                 if end > size:
                     link.need = end - position
@@ -516,7 +571,8 @@ class Switch:
                 else:
                     replies = _split_replies(data, start, end, count)
             if replies is None:
-                link.touched, link.lost = touched, [token for token, _ in answers]
+                link.touched = touched
+                link.lost = [(token, True) for token, _ in answers if token is not NOTICE]
                 raise LinkError(
                     f"shard {shard} answered ticket {ticket} by {count} replies in {length} bytes; "
                     f"expected were ticket {due} and {len(places)} replies"
@@ -611,15 +667,18 @@ def _heads(max_tokens: int) -> dict[bytes, tuple[Command, int]]:
     return heads
 
 
-def _find_command(data: bytes, start: int) -> Command | bytes:
-    """Return the command of the whole frame at ``start``, or the reply if it is none."""
-    (count,) = _read_u32(data, start)
-    if not count:
-        return _UNKNOWN_COMMAND
-    command = lookup(data[start + 8 : start + 8 + _read_u32(data, start + 4)[0]])
+def _find_command(data: bytes, start: int) -> Command | None:
+    """Return the command of the whole frame at ``start``, or None if there is none of its name."""
+    if not _read_u32(data, start)[0]:
+        return None
+    return lookup(data[start + 8 : start + 8 + _read_u32(data, start + 4)[0]])
+
+
+def _refusal(command: Command | None, data: bytes, start: int) -> bytes | None:
+    """Return the error that the whole frame at ``start`` is, or None if it is a request."""
     if command is None:
         return _UNKNOWN_COMMAND
-    return command if command.arity_ok(count) else _WRONG_ARITY
+    return None if command.arity_ok(_read_u32(data, start)[0]) else _WRONG_ARITY
 
 
 def _is_forwarded(command: Command, data: bytes, start: int) -> bool:

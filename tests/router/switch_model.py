@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 import psutil
 from xxhash import xxh64_intdigest
 
-from imds.commands import COMMANDS, UNKNOWN_COMMAND, WRONG_ARITY, Spread
+from imds.commands import COMMANDS, UNKNOWN_COMMAND, WRONG_ARITY, Command, Spread
 from imds.hashslots import SlotMap
+from imds.router.switch import NOTICE
 
 SEED = 0x5EED_0F_C0FFEE
 
@@ -57,6 +58,7 @@ class Slot:
     """One request's place in its client's replies; ``shard`` is -1 where the router answers."""
 
     frame: bytes
+    command: str | None = None
     shard: int = -1
     write: bool = False
     reply: bytes | None = None
@@ -86,6 +88,8 @@ class ModelClient:
     rest: bytes = b""
     slots: list[Slot] = field(default_factory=list)
     closing: bool = False
+    captive: bool = False
+    paused: bool = False
     gone: bool = False
     choked: int = -1
 
@@ -115,6 +119,7 @@ class ModelLink:
     sent: int = 0
     ticket: int = 0
     pending: deque[Envelope] = field(default_factory=deque)
+    notices: int = 0
     arrived: bytes = b""  # reply bytes handed to merge that are no whole envelope yet
 
 
@@ -164,12 +169,14 @@ class Model:
             key = key[left + 1 : key.index(b"}", left)]
         return self.slots.owners[xxh64_intdigest(key, self.slots.seed) % 16384]
 
-    def feed(self, client: ModelClient, data: bytes) -> list[tuple[Slot, str]]:
-        """Take a client's bytes; return the questions."""
+    def feed(self, client: ModelClient, data: bytes) -> list[Slot]:
+        """Take a client's bytes; return the first question, if there is one."""
         if client.closing:
             return []
         client.rest += data
-        questions: list[tuple[Slot, str]] = []
+        if client.paused:
+            return []
+        questions: list[Slot] = []
         turn: dict[int, list[Slot]] = {}
         for tokens in self.requests(client):
             if isinstance(tokens, str):
@@ -177,25 +184,35 @@ class Model:
                 client.closing = True
                 client.rest = b""
                 break
-            slot = Slot(request(*tokens))
+            slot = Slot(request(*tokens), tokens[0].decode("ascii", "replace").lower() if tokens else "")
             client.slots.append(slot)
-            name = tokens[0].decode("ascii", "replace").lower() if tokens else ""
-            command = COMMANDS.get(name)
+            command = COMMANDS.get(slot.command or "")
+            if command is None:
+                slot.command = None
+            if client.captive or (command and self.is_for_router(command, len(tokens))):
+                questions.append(slot)
+                client.paused = True
+                break
             if command is None:
                 slot.reply = error(UNKNOWN_COMMAND)
-            elif not command.min_tokens <= len(tokens) <= command.max_tokens:
+            elif not command.arity_ok(len(tokens)):
                 slot.reply = error(WRONG_ARITY)
-            elif command.spread is Spread.ALL:
-                self._send(client, turn)
-                turn = {}
-                questions.append((slot, command.name))
             else:
-                slot.shard, slot.write = self.shard_of(tokens[1]), command.write
+                slot.shard, slot.write = self.shard_of(tokens[command.first_key]), command.write
                 slot.reply = self.links[slot.shard].down
                 if slot.reply is None:
                     turn.setdefault(slot.shard, []).append(slot)
         self._send(client, turn)
         return questions
+
+    @staticmethod
+    def is_for_router(command: Command, count: int) -> bool:
+        """Whether a right request of ``count`` tokens is a question: all but those of a single key."""
+        if not command.arity_ok(count):
+            return False
+        if command.spread is Spread.KEYS:
+            return count != command.min_tokens
+        return command.spread is not Spread.KEY
 
     def _send(self, client: ModelClient, turn: dict[int, list[Slot]]) -> None:
         for shard, slots in turn.items():
@@ -235,7 +252,15 @@ class Model:
         link = self.links[shard]
         link.arrived += data
         touched, answers = set(), []
-        while link.pending and link.arrived.startswith(reply := link.pending[0].reply(shard)):
+        while True:
+            notice = self.notice(link.notices)
+            if link.arrived.startswith(notice):
+                answers.append((NOTICE, notice[12:]))
+                link.arrived = link.arrived[len(notice) :]
+                link.notices += 1
+                continue
+            if not link.pending or not link.arrived.startswith(reply := link.pending[0].reply(shard)):
+                break
             envelope = link.pending.popleft()
             link.arrived = link.arrived[len(reply) :]
             if envelope.client is None:
@@ -247,14 +272,20 @@ class Model:
                 touched.add(envelope.client)
         return touched, answers
 
-    def drop_link(self, shard: int, reply: bytes) -> tuple[set[ModelClient], list[Any]]:
+    @staticmethod
+    def notice(number: int) -> bytes:
+        """Return the notice of that number: no two are alike."""
+        body = request(b"notice", b"x" * (number % 40), b"%d" % number)
+        return struct.pack(">III", 8 + len(body), number, 0) + body
+
+    def drop_link(self, shard: int, reply: bytes) -> tuple[set[ModelClient], list[tuple[Any, bool]]]:
         """Answer what is under way; return the clients that got a reply and the lost questions."""
         link = self.links[shard]
         self.links[shard] = ModelLink(down=reply)
         touched, lost = set(), []
         for envelope in link.pending:
             if envelope.client is None:
-                lost.append(envelope.token)
+                lost.append((envelope.token, envelope.end <= link.sent))
                 continue
             for slot in envelope.slots:
                 slot.reply = UNKNOWN_OUTCOME if slot.write and envelope.end <= link.sent else RETRY
@@ -266,7 +297,7 @@ class Model:
         self.links[shard] = ModelLink(down=None)
 
 
-FAULTS = ["ticket", "count", "fewer", "more", "extra", "short", "cut", "length", "reply"]
+FAULTS = ["notice", "ticket", "count", "fewer", "more", "extra", "short", "cut", "length", "reply"]
 
 
 def false_envelope(fault: str, shard: int, expected: Envelope | None) -> bytes:
@@ -276,6 +307,8 @@ def false_envelope(fault: str, shard: int, expected: Envelope | None) -> bytes:
     replies = [shard_reply(shard, frame) for frame in expected.frames]
     ticket, count, body = expected.ticket, len(replies), b"".join(replies)
     match fault:
+        case "notice":
+            ticket, count = 1 << 31, 0
         case "ticket":
             ticket ^= 0x80000000
         case "count":

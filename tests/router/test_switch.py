@@ -29,9 +29,10 @@ from switch_model import (
 
 from imds import protocol
 from imds.commands import COMMANDS
-from imds.envelope import envelopes
+from imds.envelope import envelopes, notice
 from imds.protocol import split_request
 from imds.router import switch as twin
+from imds.router.switch import NOTICE
 
 
 class Bench:
@@ -259,10 +260,19 @@ def test_a_malformed_frame_is_the_last_thing_answered(
 def test_questions_keep_their_place(bench: Bench) -> None:
     client = bench.switch.attach(None)
     get, stats = request(b"get", bench.keys[0]), request(b"STATS")
-    questions = bench.switch.feed(client, stats + get + stats + request(b"x") + stats)
-    assert [command for _, command in questions] == [COMMANDS["stats"]] * 3
-    assert client.inflight == 5
-    turns = [turn for turn, _ in questions]
+    questions = bench.switch.feed(client, stats + get + stats)
+    assert client.paused
+    assert (client.inflight, client.held) == (1, len(get + stats))
+    assert bench.switch.feed(client, request(b"x") + stats[:5]) == []
+    assert bench.switch.backlog(0) == 0, "a request was looked at before its turn"
+    questions += bench.switch.resume(client)
+    assert bench.switch.feed(client, stats[5:]) == []
+    questions += bench.switch.resume(client)
+    assert bench.switch.resume(client) == []
+    assert not client.paused
+    assert [asked[1:] for asked in questions] == [(client, COMMANDS["stats"], stats)] * 3
+    assert (client.inflight, client.held) == (5, 0)
+    turns = [asked[0] for asked in questions]
     assert bench.switch.answer(turns[1], response(3, b"second")) is None
     bench.serve(0)
     assert not client.out
@@ -273,6 +283,46 @@ def test_questions_keep_their_place(bench: Bench) -> None:
     bench.switch.detach(client)
     assert bench.switch.answer(turns[2], response(3, b"third")) is None
     assert not client.out
+
+
+def test_every_request_of_a_captive_client_is_a_question(bench: Bench) -> None:
+    client = bench.switch.attach(None)
+    client.captive = True
+    asked = [request(b"GET", bench.keys[0]), request(b"nonsense"), request(b"get"), request()]
+    commands = [COMMANDS["get"], None, COMMANDS["get"], None]
+    questions = bench.switch.feed(client, b"".join(asked))
+    for frame, command in zip(asked, commands, strict=True):
+        assert [question[1:] for question in questions] == [(client, command, frame)]
+        bench.switch.answer(questions[0][0], response(0, b"QUEUED"))
+        questions = bench.switch.resume(client)
+    client.captive = False
+    assert bench.switch.feed(client, asked[0]) == []
+    bench.serve(0)
+    assert bench.output(client) == response(0, b"QUEUED") * 4 + shard_reply(0, asked[0])
+    client.captive = True
+    bench.switch.feed(client, asked[0])
+    bench.switch.feed(client, b"\xff" * 8)
+    assert not client.closing, "a malformed frame has its turn, too"
+    assert bench.switch.resume(client) == []
+    assert client.closing
+
+
+def test_notices(bench: Bench) -> None:
+    """What a shard tells unasked, between replies, whole and byte by byte; out of order it is refused."""
+    client, get = bench.switch.attach(None), request(b"get", bench.keys[0])
+    bench.switch.feed(client, get)
+    told = [notice(number, request(b"touched", b"%d" % number)) for number in range(3)]
+    stream = told[0] + bench.replies(0) + told[1] + told[2]
+    found = []
+    for at in range(len(stream)):
+        found += bench.switch.merge(0, stream[at : at + 1])[1]
+    assert found == [(NOTICE, one[12:]) for one in told]
+    assert bench.output(client) == shard_reply(0, get)
+    with pytest.raises(twin.LinkError):
+        bench.switch.merge(0, told[2])
+    assert bench.switch.drop_link(0, DOWN) == ([], [])
+    bench.switch.raise_link(0)
+    assert bench.switch.merge(0, told[0]) == ([], [(NOTICE, told[0][12:])])
 
 
 def test_the_routers_own_questions(bench: Bench) -> None:
@@ -286,7 +336,7 @@ def test_the_routers_own_questions(bench: Bench) -> None:
     assert answers == [(token, shard_reply(0, request(b"stats"))) for token in tokens]
     assert answers[0][0] is tokens[0]
     bench.switch.ask(1, request(b"stats"), tokens[0])
-    assert bench.switch.drop_link(1, DOWN) == ([], [tokens[0]])
+    assert bench.switch.drop_link(1, DOWN) == ([], [(tokens[0], False)])
     with pytest.raises(ValueError, match="down"):
         bench.switch.ask(1, request(b"stats"), tokens[0])
 
@@ -373,7 +423,7 @@ def test_answers_before_a_false_reply_are_lost_with_the_link(bench: Bench) -> No
     replies = bench.replies(0)
     with pytest.raises(twin.LinkError):
         bench.switch.merge(0, replies[:-1] + replies[:20])
-    assert bench.switch.drop_link(0, DOWN) == ([], ["token", "other"])
+    assert bench.switch.drop_link(0, DOWN) == ([], [("token", True), ("other", True)])
 
 
 def test_a_client_that_is_gone_gets_nothing(bench: Bench) -> None:
@@ -395,7 +445,7 @@ def test_a_client_that_is_gone_gets_nothing(bench: Bench) -> None:
 
 def test_what_is_not_one_reply_is_not_taken(bench: Bench) -> None:
     client = bench.switch.attach(None)
-    ((turn, _),) = bench.switch.feed(client, request(b"stats"))
+    ((turn, *_),) = bench.switch.feed(client, request(b"stats"))
     bench.switch.drop_link(1, DOWN)
     for bad in (b"", b"\0\0\0", DOWN[:-1], DOWN + b"x", DOWN + DOWN):
         with pytest.raises(ValueError, match="frame"):
@@ -488,7 +538,7 @@ def test_there_and_back_by_sockets(bench: Bench) -> None:
         wire.give(get + request(b"stats"))
         size, questions = bench.switch.receive(client, wire.fd)
         assert size == len(get + request(b"stats"))
-        assert [command.name for _, command in questions] == ["stats"]
+        assert [command.name for _, _, command, _ in questions] == ["stats"]
         bench.switch.ask(0, request(b"stats"), "token")
         replies = bench.replies(0)
         bench.wires[0].give(replies)
@@ -501,6 +551,7 @@ def test_there_and_back_by_sockets(bench: Bench) -> None:
         assert wire.take() == shard_reply(0, get)
         assert bench.switch.flush(client, wire.fd) == 0
         bench.switch.answer(questions[0][0], response(3, b""))
+        assert bench.switch.resume(client) == []
         wire.far.close()
         assert bench.switch.receive(client, wire.fd) == (0, [])
         with pytest.raises(BrokenPipeError):
@@ -537,7 +588,7 @@ def test_many_clients_in_one_call(bench: Bench) -> None:
         ended, changed, questions = bench.switch.receive_all(everyone, 3)
         assert [client.owner for client in ended] == ["ends", "broken"]
         assert [client.owner for client in changed] == ["wrong", "many", "malformed"]
-        assert [command.name for _, command in questions] == ["stats"]
+        assert [command.name for _, _, command, _ in questions] == ["stats"]
         assert [clients[kind].inflight for kind in kinds] == [1, 0, 0, 0, 0, 1, 3, 0, 0]
         assert clients["malformed"].closing
 

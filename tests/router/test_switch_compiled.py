@@ -111,8 +111,19 @@ class Both:
         cut = self.dice.choice([1, 7, 100, 10_000, 65_536])
         piece, self.unsent[number] = self.unsent[number][:cut], self.unsent[number][cut:]
         one, two = self.same("feed", self.clients[number], piece)
-        assert [command for _, command in one] == [command for _, command in two]
+        self.note(one, two)
+
+    def note(self, one: list[Any], two: list[Any]) -> None:
+        assert [asked[2:] for asked in one] == [asked[2:] for asked in two]
         self.questions += [(first[0], second[0]) for first, second in zip(one, two, strict=True)]
+
+    def resume(self) -> None:
+        for clients in self.clients:
+            if clients[0].paused and self.dice.random() < 0.7:
+                captive = self.dice.random() < 0.1
+                for client in clients:
+                    client.captive = captive
+                self.note(*self.same("resume", clients))
 
     def answer(self) -> None:
         if self.questions:
@@ -181,7 +192,9 @@ class Both:
     def agree(self) -> None:
         """Compare all that can be seen."""
         for one, two in self.clients:
-            states = [(c.owner, c.inflight, c.closing, c.choked, bool(c.out)) for c in (one, two)]
+            states = [
+                (c.owner, c.inflight, c.closing, c.paused, c.held, c.choked, bool(c.out)) for c in (one, two)
+            ]
             assert states[0] == states[1]
         for shard in range(self.shards):
             one, two = self.same("backlog", shard)
@@ -211,7 +224,7 @@ def test_the_same_bytes_as_the_twin(kernel: Any, seed: int) -> None:
     for _ in range(6):
         both.attach()
     actions = [both.feed] * 10 + [both.serve] * 10 + [both.flush] * 8
-    actions += [both.answer] * 4 + [both.ask, both.ask, both.detach, both.drop]
+    actions += [both.answer, both.resume] * 4 + [both.ask, both.ask, both.detach, both.drop]
     for _ in range(500):
         dice.choice(actions)()
         both.agree()

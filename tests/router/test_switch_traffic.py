@@ -36,6 +36,7 @@ from switch_model import (
 
 from imds.commands import COMMANDS, Spread
 from imds.router import switch as twin
+from imds.router.switch import NOTICE
 
 Touched = AbstractSet[ModelClient]
 Lost = Iterable[Any]
@@ -136,6 +137,7 @@ class Shard:
 
     number: int
     wire: Wire | None = None
+    told: int = 0  # notices
     received: bytes = b""
     replies: bytes = b""  # what it will still send
 
@@ -209,11 +211,28 @@ class Traffic(RuleBasedStateMachine):
             assert size == len(piece)
         else:
             questions = self.switch.feed(pair.switched, piece)
-        expected = self.model.feed(pair.model, piece)
-        assert [command.name for _, command in questions] == [name for _, name in expected]
-        self.questions += [
-            (turn, pair, slot) for (turn, _), (slot, _) in zip(questions, expected, strict=True)
+        self.note(pair, questions, self.model.feed(pair.model, piece))
+
+    def note(self, pair: Pair, questions: list[Any], expected: list[Slot]) -> None:
+        assert [(client, command and command.name, frame) for _, client, command, frame in questions] == [
+            (pair.switched, slot.command, slot.frame) for slot in expected
         ]
+        assert pair.switched.paused == pair.model.paused
+        assert pair.switched.held == len(pair.model.rest)
+        self.questions += [(asked[0], pair, slot) for asked, slot in zip(questions, expected, strict=True)]
+
+    @some_client
+    @rule(captive=st.sampled_from([False, False, False, True]))
+    def resume(self, captive: bool) -> None:
+        self.resume_all(captive)
+
+    def resume_all(self, captive: bool) -> None:
+        """The router has every client go on that waits for it; some it keeps captive."""
+        for pair in self.clients:
+            if pair.model.paused:
+                pair.model.captive = pair.switched.captive = captive
+                pair.model.paused = False
+                self.note(pair, self.switch.resume(pair.switched), self.model.feed(pair.model, b""))
 
     @some_question
     @rule(data=st.data())
@@ -336,6 +355,7 @@ class Traffic(RuleBasedStateMachine):
         self.compare_touched(clients, touched | touched_before)
         link.wire.close()
         link.wire = None
+        link.told = 0
         link.replies = link.received = b""
 
     def raise_again(self, data: st.DataObject) -> None:
@@ -353,6 +373,12 @@ class Traffic(RuleBasedStateMachine):
         if link.wire is None:
             self.model.links[link.number].down = note
 
+    def tell(self, data: st.DataObject) -> None:
+        """A shard tells what nobody asked."""
+        link = self.up(data)
+        link.replies += self.model.notice(link.told)
+        link.told += 1
+
     def lie(self, data: st.DataObject) -> None:
         """A shard sends what it must not: the link fails, and what came right before it is delivered."""
         link, fault = self.up(data), data.draw(st.sampled_from(FAULTS))
@@ -361,7 +387,7 @@ class Traffic(RuleBasedStateMachine):
         bad = false_envelope(fault, link.number, pending[0] if pending else None)
         with pytest.raises(twin.LinkError):
             self.switch.merge(link.number, link.replies + bad)
-        self.drop(link, DOWN, touched, [token for token, _ in answers])
+        self.drop(link, DOWN, touched, [(token, True) for token, _ in answers if token is not NOTICE])
 
     # -- what is rare
 
@@ -376,7 +402,7 @@ class Traffic(RuleBasedStateMachine):
     def shard_event(self, data: st.DataObject) -> None:
         events = [self.set_down_reply]
         if any(link.wire for link in self.links):
-            events += [self.lie, self.drop_link]
+            events += [self.lie, self.drop_link, self.tell, self.tell]
         if any(link.wire is None for link in self.links):
             events += [self.raise_again] * 3
         data.draw(st.sampled_from(events))(data)
@@ -405,6 +431,7 @@ class Traffic(RuleBasedStateMachine):
                 self.feed(pair, 1 << 20, False)
             while self.questions:
                 self.answer_one(-1)
+                self.resume_all(captive=False)
             moved = 1
             while moved:
                 moved = sum(self.flush_client(pair, 1 << 20) for pair in self.clients)
