@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Condition, Lock, Thread
-from time import monotonic
+from time import monotonic, time
 from typing import NamedTuple, NoReturn
 
 from imds.protocol import Buffer
@@ -44,6 +44,8 @@ from imds.shard.manifest import (
 from imds.shard.record import HEADER
 from imds.shard.rewrite import Entries, check_base, open_file, write_base
 from imds.shard.segment import (
+    CLOCK,
+    CLOCK_EVERY,
     FORMAT,
     MAGIC,
     SEGMENT_HEADER,
@@ -140,6 +142,7 @@ class Aof:
         self._closed_sizes: dict[int, int] = {}  # bytes of the segments before it
         self._synced = 0  # how much of _size is on the disk for sure
         self._marked = 0  # how much of that the next load will know
+        self.clock = 0  # microseconds since 1970: the last time that the log has
         self._ended = False  # loading has come to a torn tail
         self._appended = False
         self._behind: list[_Closed] = []  # segments before it that are not synced, oldest first
@@ -187,6 +190,7 @@ class Aof:
                 for _ in reader.read(apply, chunk):
                     yield min(done + reader.pos, total), total, records + reader.records
                 records += reader.records
+                self.clock = reader.clock or self.clock
                 if manifest.base and name == base_name(manifest.base.number):
                     check_base(manifest.base, reader)
                     self.sequence = manifest.base.sequence
@@ -361,6 +365,7 @@ class Aof:
             generation=self.generation,
             number=old.last,
             sequence=self.sequence,
+            clock=self.clock,
         )
         number = old.last + 1
         self._create(number)
@@ -396,6 +401,10 @@ class Aof:
             )
         synced = self._synced
         mark_due = synced - self._marked >= MARK_EVERY
+        now = int(time() * 1e6)
+        clock_due = abs(now - self.clock) >= CLOCK_EVERY  # also where somebody has set the clock back
+        if clock_due:
+            records = b"".join((encode_mark(self.seed, now, CLOCK), records))
         if mark_due:
             records = b"".join((encode_mark(self.seed, synced), records))
         try:
@@ -403,6 +412,8 @@ class Aof:
         except OSError as error:
             self._take_back()
             raise AofWriteError(self._path, error.errno or errno.EIO) from error
+        if clock_due:
+            self.clock = now
         if mark_due:
             # A mark that speaks for all that is before it needs no mark itself.
             self._marked = self._size + HEADER.size if synced == self._size else synced

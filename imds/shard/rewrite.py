@@ -50,6 +50,7 @@ from imds.shard.manifest import Base, Manifest, read_manifest
 from imds.shard.record import HEADER
 from imds.shard.segment import (
     BASE_NAME,
+    CLOCK,
     MAGIC,
     MAGIC_BASE,
     SEGMENT_HEADER,
@@ -57,6 +58,7 @@ from imds.shard.segment import (
     Reader,
     base_name,
     discard,
+    encode_mark,
     new_header,
     read_header,
 )
@@ -115,8 +117,11 @@ def write_base(
     generation: int,
     number: int,
     sequence: int,
+    clock: int,
 ) -> Generator[None, None, Base]:
     """Write base ``number``, which stands for all effects below ``sequence``; sync it, name and all.
+
+    ``clock``: the last time that these have, 0 if they have none.
 
     Yields now and then; returns the base. After an OSError what there is of the file is removed, if that
     can be done.
@@ -130,6 +135,9 @@ def write_base(
             write_all(storage, fd, header.encode())
             encoder = RecordEncoder(header.seed)
             size = synced = SEGMENT_HEADER.size
+            if clock:
+                write_all(storage, fd, encode_mark(header.seed, clock, CLOCK))
+                size += HEADER.size
             waiting = 0
             for effect in effects(entries):
                 encoder.add(effect)
@@ -186,7 +194,7 @@ def fold(
     *closed, _growing = manifest.segments
     if not closed:
         return None
-    sequence = 1
+    sequence, clock = 1, 0
     for name in manifest.names()[:-1]:
         fd, reader = open_file(storage, directory, manifest, name, sequence, os.O_RDONLY)
         try:
@@ -194,6 +202,7 @@ def fold(
                 step()
         finally:
             storage.close(fd)
+        clock = reader.clock or clock
         if manifest.base and name.endswith(".base"):
             check_base(manifest.base, reader)
             sequence = manifest.base.sequence
@@ -207,6 +216,7 @@ def fold(
         generation=generation,
         number=closed[-1],
         sequence=sequence,
+        clock=clock,
     )
     while True:
         try:

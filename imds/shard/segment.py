@@ -7,15 +7,19 @@
              +--------+--------+-------+------------+------+----------+--------+----------+----------+
               8 bytes    u32      u32       u64        u64      u64       u64       u64        u64
              followed by records (imds/shard/record.py) back to back, to the end of the file,
-             and in a segment between them now and then
+             and between them now and then
 
     mark     +----------+------------+----------+
              | checksum | 0xFFFFFFFF | position |    all of the segment before ``position`` is on the disk,
              +----------+------------+----------+    and all of the segments before it
+
+    clock    +----------+------------+----------+
+             | checksum | 0xFFFFFFFE |   time   |    microseconds since 1970: what comes before was appended
+             +----------+------------+----------+    before, what comes after not before
                  u64         u32         u64         where a record has its length and its number
 
-All integers are big-endian and unsigned. ``seed`` is random and seeds the checksums of the file's records and
-marks; the header's ``checksum`` is xxh64 of the bytes before it, a mark's is made as a record's.
+All integers are big-endian and unsigned. ``seed`` is random and seeds the checksums of the file's records,
+marks and clocks; the header's ``checksum`` is xxh64 of the bytes before it, a mark's is made as a record's.
 
 ::
 
@@ -27,6 +31,8 @@ What always holds:
 
 * A file's header, and its name, are on the disk before anything says that the file is part of the log.
 * A mark tells the truth: it is written after the sync that it speaks of has returned.
+* Between a clock and a record after it lie no other clock and less than CLOCK_EVERY. A base has one clock, at
+  its start, which is the last one of what it was made of: no effect in it is CLOCK_EVERY later than that.
 """
 
 from __future__ import annotations
@@ -54,6 +60,8 @@ SEGMENT_NAME = re.compile(r"(\d{8,})\.aof")
 BASE_NAME = re.compile(r"(\d{8,})\.base")
 
 MARK = 0xFFFF_FFFF  # what a mark has instead of a record's length
+CLOCK = 0xFFFF_FFFE  # and a clock
+CLOCK_EVERY = 1_000_000  # microseconds after which the next append writes a clock
 _MARKED = Struct(">IQ")  # the part of a mark that its checksum covers
 # How a mark goes on after its checksum, as its position is far below 2^40.
 _MARK_START = re.compile(rb"\xff{4}\0{3}")
@@ -87,20 +95,23 @@ def base_name(number: int) -> str:
     return f"{number:08d}.base"
 
 
-def encode_mark(seed: int, position: int) -> bytes:
-    """Return the mark that says that the segment is on the disk up to ``position``."""
-    fields = _MARKED.pack(MARK, position)
+def encode_mark(seed: int, value: int, kind: int = MARK) -> bytes:
+    """Return the mark that says that the segment is on the disk up to ``value``, or the CLOCK of a time."""
+    fields = _MARKED.pack(kind, value)
     return xxh64_digest(fields, seed) + fields
 
 
-def read_mark(data: Buffer, seed: int) -> int | None:
-    """Return the position of the mark at the start of ``data``, None if there is no whole one."""
+def read_mark(data: Buffer, seed: int, kind: int = MARK) -> int | None:
+    """Return the position of the mark at the start of ``data``, None if there is no whole one.
+
+    Or the time of the CLOCK there.
+    """
     if len(data) < HEADER.size:
         return None
-    checksum, length, position = HEADER.unpack_from(data)
-    if length != MARK or xxh64_intdigest(data[8 : HEADER.size], seed) != checksum:
+    checksum, length, value = HEADER.unpack_from(data)
+    if length != kind or xxh64_intdigest(data[8 : HEADER.size], seed) != checksum:
         return None
-    return int(position)
+    return int(value)
 
 
 def later_marks(
@@ -195,7 +206,8 @@ class Reader:
     """Reads the records of one open file, verified, about ``chunk`` bytes at a time.
 
     ``pos`` is the end of what has been read and ``sequence`` the number of the record that should come
-    there, ``records`` how many there were; ``marked`` is the position up to which marks have spoken.
+    there, ``records`` how many there were; ``marked`` is the position up to which marks have spoken,
+    ``clock`` the time of the last clock, 0 before the first.
     After the end ``damage`` is None, or what is wrong at ``pos``.
     """
 
@@ -207,6 +219,7 @@ class Reader:
         self.size = storage.size(fd)
         self.pos = SEGMENT_HEADER.size
         self.marked = SEGMENT_HEADER.size
+        self.clock = 0
         self.damage: str | None = None
         self._storage = storage
         self._fd = fd
@@ -234,11 +247,17 @@ class Reader:
                     self.records += found
                     self.pos += used
                     rest = rest[used:]
-                position = read_mark(rest, self.seed) if damage else None
-                if position is None:
+                if not damage:
                     break
-                # A mark that speaks for all that is before it needs no mark itself.
-                self.marked = self.pos + HEADER.size if position == self.pos else position
+                position = read_mark(rest, self.seed)
+                clock = read_mark(rest, self.seed, CLOCK) if position is None else None
+                if position is not None:
+                    # A mark that speaks for all that is before it needs no mark itself.
+                    self.marked = self.pos + HEADER.size if position == self.pos else position
+                elif clock is not None:
+                    self.clock = clock
+                else:
+                    break
                 self.pos += HEADER.size
                 rest = rest[HEADER.size :]
             yield
