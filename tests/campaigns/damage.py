@@ -43,12 +43,15 @@ class Tally:
 
     cases: int = 0
     refused: int = 0
-    cut: int = 0  # and said so
+    cut: int = 0  # and said so, or cut by the damage itself, at the end of a record
     harmless: int = 0
     silent: int = 0  # a loss of which nothing was said
 
-    def add(self, outcome: str) -> None:
+    def add(self, outcome: str, *, shortened: bool) -> None:
+        """Count a case. Only a file that ends where a record ended looks like one that never grew further."""
         self.cases += 1
+        if outcome == "ended":
+            outcome = "cut" if shortened else "silent"
         setattr(self, outcome, getattr(self, outcome) + 1)
 
 
@@ -116,7 +119,7 @@ def contents(disk: SimDisk) -> dict[Path, bytes]:
 
 
 def judge(made: Made, damaged: SimDisk, where: Path, rng: random.Random) -> str:
-    """Start the shards on a damaged disk; return ``refused``, ``cut`` or ``harmless``. Raises Violation."""
+    """Start the shards on a damaged disk; return ``refused``, ``harmless`` or a loss. Raises Violation."""
     before = contents(damaged)
     outcomes = set()
     with simulate(damaged, rng) as sim:
@@ -148,15 +151,20 @@ def judge(made: Made, damaged: SimDisk, where: Path, rng: random.Random) -> str:
                 raise Violation(f"shard {index} has lost something, and is not the damaged one")
             if state not in states:
                 raise Violation(f"shard {index} has a state that never was")
-            outcomes.add("cut" if _said(before, contents(damaged), where) else "silent")
+            outcomes.add(_loss(before, contents(damaged), where))
     return outcomes.pop() if outcomes else "harmless"
 
 
-def _said(before: dict[Path, bytes], after: dict[Path, bytes], where: Path) -> bool:
-    """Whether what was cut off the log has been saved beside it."""
+def _loss(before: dict[Path, bytes], after: dict[Path, bytes], where: Path) -> str:
+    """Return what became of the file: ``cut`` and what was cut saved, ``ended`` (nothing of it was cut, and
+    no more is there), or ``silent``."""
     old, new = before[where], after.get(where, b"")
+    if new.startswith(old):
+        return "ended"
     saved = [data for path, data in after.items() if path not in before and ".torn-" in path.name]
-    return any(data and old.endswith(data) and old == new[: len(old) - len(data)] + data for data in saved)
+    if any(data and old.endswith(data) and old == new[: len(old) - len(data)] + data for data in saved):
+        return "cut"
+    return "silent"
 
 
 Damage = Callable[[bytearray, random.Random], str]
@@ -235,7 +243,7 @@ def campaign(rounds: int, seed: int, note: Note, *, size: int = LOG_SIZE) -> str
             outcome = _judge(made, damaged, path, rng, f"{path} of {whole} bytes {what} at {at}")
             if what == "flipped" and at < whole - MARK_SIZE and outcome != "refused":
                 raise Violation(f"{path}, flipped at {at} of {whole}: {outcome}, although it was safe")
-            one.add("cut" if outcome == "silent" and what == "cut" else outcome)
+            one.add(outcome, shortened=what == "cut")
             note(one.cases)
         while many.cases < rounds:
             made = make(rng, 3, size // 8, lives=5)
@@ -246,9 +254,9 @@ def campaign(rounds: int, seed: int, note: Note, *, size: int = LOG_SIZE) -> str
                 data = damaged.file(path).data
                 old = bytes(data)
                 what = way(data, rng)
+                cut = bytes(data)
                 outcome = _judge(made, damaged, path, rng, f"{path} of {len(old)} bytes: {what}")
-                # A file that ends where a record ended looks like one that never grew further.
-                many.add("cut" if outcome == "silent" and old.startswith(bytes(data)) else outcome)
+                many.add(outcome, shortened=old.startswith(cut))
                 note(one.cases + many.cases)
     silent = one.silent + many.silent
     if silent or not (one.refused and one.cut and many.refused):

@@ -1,7 +1,8 @@
 """Campaign ``kills``: SIGKILL hits a process of a real server, at a random time, under traffic.
 
-Whichever process it was (a shard, a router, the supervisor, or any other that the server has by then), and
-under every fsync policy: all acknowledged writes are there afterwards, and nothing that nobody wrote.
+Whichever process it was (a shard, a router, the supervisor, or a rewriter in the middle of its work), and
+under every fsync policy: all acknowledged writes are there afterwards, and nothing that nobody wrote. Logs
+are rewritten all the time: whenever one has doubled, from 20 kB on.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from system.serving import Server
+from system.serving import Server, until
 
 from campaigns.history import Violation
 from campaigns.reporting import Note, in_run
 from campaigns.traffic import Writer
-from imds import Client
+from imds import Client, ImdsError
 from imds.shard.aof import POLICIES
 from imds.supervisor import DEATHS_WINDOW, MOST_DEATHS
 
@@ -40,6 +41,8 @@ class Victims:
 
     def kill(self, roles: tuple[str, ...] | None = None) -> str:
         """Kill a process of one of these roles, or of any; return its name, such as ``shard-2``."""
+        if roles == ("rewriter",) or (roles is None and self._rng.random() < 0.2):
+            return self._kill_rewriter()
         names = {
             name: process
             for name, process in self._processes().items()
@@ -61,14 +64,34 @@ class Victims:
             self._deaths.clear()
         return name
 
+    def _kill_rewriter(self) -> str:
+        """Have the logs rewritten, and kill a process that does so, at any moment of its short life."""
+
+        def found() -> tuple[str, psutil.Process] | None:
+            with contextlib.suppress(ImdsError), self._server.client() as client:
+                client.execute("rewrite")
+            end = time.monotonic() + 1.0
+            while time.monotonic() < end:
+                for name, process in self._processes().items():
+                    if name.startswith("rewriter"):
+                        return name, process
+            return None
+
+        name, process = until("a rewriter", found)
+        time.sleep(self._rng.uniform(0.0, 0.3) ** 2)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+        self.killed["rewriter"] += 1
+        return str(name)
+
     def _recent(self, name: str) -> list[float]:
         return [at for at in self._deaths.get(name, []) if time.monotonic() - at < DEATHS_WINDOW + 5]
 
     def _processes(self) -> dict[str, psutil.Process]:
         supervisor = psutil.Process(self._server.pid)
         found = {"supervisor": supervisor}
-        for child in supervisor.children():
-            with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error):
+            for child in supervisor.children():
                 for word in child.cmdline():
                     if match := ROLE.fullmatch(word):
                         found[f"{match[1]}-{match[2]}"] = child
@@ -80,6 +103,7 @@ def serving(path: Path, rng: random.Random, *options: str) -> Iterator[tuple[Ser
     """Yield a running server and the options that start it again, on the same port; end it afterwards."""
     server = Server(path / "data", path / "log")
     server.expect("was killed by SIGKILL")
+    options = (*options, "--aof-rewrite-min-size", "20kb")
     server.start(*options)
     again = [*options, "--port", str(server.port)]
     try:

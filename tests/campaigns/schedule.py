@@ -63,7 +63,8 @@ class Schedule:
                 if not self.stopped:
                     task.result = run()
             except SimCrash as crash:
-                task.error = crash
+                # Its frames go now, and what they hold is closed now, not in the course of a later run.
+                task.error = crash.with_traceback(None)
             except BaseException as error:
                 task.error = error
             task.done = True

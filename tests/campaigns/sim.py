@@ -169,6 +169,8 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
     sites = _found[1]
 
     def pause(name: str, path: Path) -> None:
+        if name == "close" and sim.schedule.stopped:
+            return  # of a thread that unwinds: it has no effect
         sim.schedule.pause()
         task = sim.schedule.current
         if task in sim.doomed or (task.name == "rewriter" and rng.random() < sim.rewriter_deaths):
@@ -215,13 +217,17 @@ class Link:
         self._inbox = bytearray()
 
     def send(self, requests: Sequence[Tokens]) -> None:
-        """Send one envelope."""
+        """Send one envelope. Raises Stopped where the shard has ended: then nothing was sent."""
         frames = b"".join(encode_request(tokens) for tokens in requests)
         data = seal(self._ticket, len(requests), frames)
+        try:
+            took = self.sock.send(data)
+        except (BrokenPipeError, ConnectionResetError):
+            self._shard.wait(lambda: False)
+        assert took == len(data), "the simulated link is full"
         self._tickets.append((self._ticket, len(requests)))
         self._ticket += 1
         self.sent.extend(requests)
-        assert self.sock.send(data) == len(data), "the simulated link is full"
 
     def receive(self) -> list[tuple[Tokens, Reply]]:
         """Return the requests that have been answered since the last call, with the replies."""

@@ -350,7 +350,8 @@ class SimDisk(Storage):
     def close(self, fd: int) -> None:
         one = self._of(fd)
         try:
-            self._begin("close", one.path)
+            if not self.crashed:  # what unwinds may close, and only that
+                self._begin("close", one.path)
         finally:  # a close that fails has closed
             del self._open[fd]
             if one.file.lock == fd:
