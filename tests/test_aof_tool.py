@@ -247,7 +247,7 @@ def test_damaged_log_is_left_alone(tmp_path, capsys):
     data[90] ^= 1
     segment.write_bytes(data)
     assert run(tmp_path, b"SET b 1\n") == FAILED
-    assert f"{segment} is damaged at byte 64" in capsys.readouterr().err
+    assert f"{segment} is damaged at byte 84" in capsys.readouterr().err
     assert segment.read_bytes() == data
 
 
