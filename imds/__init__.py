@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         TryAgainError,
         WrongTypeError,
     )
+    from imds.embedding import ServeError, serve
 
 __version__ = "0.1.0"
 
@@ -33,19 +34,22 @@ __all__ = [
     "OutcomeUnknownError",
     "Pipeline",
     "Response",
+    "ServeError",
     "ServerError",
     "TimeoutError",
     "TryAgainError",
     "WrongTypeError",
     "__version__",
+    "serve",
 ]
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from imds import client
+    from importlib import import_module
 
-    value: object = getattr(client, name)
+    home = "imds.embedding" if name in ("ServeError", "serve") else "imds.client"
+    value: object = getattr(import_module(home), name)
     globals()[name] = value
     return value

@@ -9,20 +9,21 @@ To add an option, add a field to :class:`Config` and a row to ``OPTIONS``; nothi
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imds import __version__
 from imds._kernel import VARIANT
 from imds.hashslots import MAX_SHARDS
 from imds.protocol import DEFAULT_HOST, DEFAULT_PORT
+
+if TYPE_CHECKING:
+    import argparse
 
 MAX_ROUTERS = 16
 
@@ -177,6 +178,8 @@ OPTIONS = (
 
 
 def _parser() -> argparse.ArgumentParser:
+    import argparse  # not at the top: a server's children, which have to start fast, parse nothing
+
     parser = argparse.ArgumentParser(
         prog="imds-router",
         description="Start an imds server: one router for the clients, N shard workers for the data.",
@@ -196,6 +199,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _from_file(path: str) -> dict[str, str]:
+    import tomllib
+
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)
