@@ -37,7 +37,8 @@ def main() -> int:
     from imds.router.router import main as router_main
 
     slots = SlotMap.from_ranges(init["slots"], init["shards"], init["seed"])
-    return router_main(config, slots, [socket.socket(fileno=fd) for fd in init["listeners"]], channel)
+    listeners = [socket.socket(fileno=fd) for fd in init["listeners"]]
+    return router_main(config, slots, listeners, channel, init["number"])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from imds.protocol import MAX_TOKENS
+
 
 class Combine(Enum):
     """What the router makes of the shards' replies to one request."""
@@ -108,6 +110,22 @@ def _key(name: str, arguments: str, summary: str, *, write: bool = False) -> Com
     return Command(name, count, count, write, Spread.KEY, f"{name} {arguments}", summary)
 
 
+MANY = MAX_TOKENS
+
+
+def _router(
+    name: str, arguments: str, summary: str, *, last: int = 0, first_key: int = 0, admin: bool = False
+) -> Command:
+    """``[...]`` are optional arguments, ``last`` the most tokens where these say nothing of it."""
+    words = arguments.split()
+    least = 1 + sum(1 for word in arguments.partition("[")[0].split())
+    usage = f"{name} {arguments}".rstrip()
+    most = last or 1 + len(words)
+    return Command(
+        *(name, least, most, False, Spread.ROUTER, usage, summary), first_key=first_key, admin=admin
+    )
+
+
 _ROWS = (
     _key("get", "key", "the string that key holds"),
     _key("set", "key value", "make key hold a string, whatever it held before", write=True),
@@ -116,6 +134,29 @@ _ROWS = (
     _key("zrange", "key start_score end_score", "score:member pairs in score order, ends included"),
     _key("zrank", "key member", "the 0-based rank of member, lowest score first"),
     _key("zrem", "key member", "remove member from a sorted set", write=True),
+    _router("ping", "[message]", "PONG, or message"),
+    _router("echo", "message", "message"),
+    _router("hello", "[protocol [auth user password] [setname name]]", "who the server is"),
+    _router("quit", "", "OK, then the connection is closed"),
+    _router("select", "index", "OK for 0, the only database"),
+    _router("auth", "[user] password", "name oneself; without users there is nothing to gain"),
+    _router("client", "id|list|info|kill|setname|getname [...]", "connections of this router", last=MANY),
+    _router("command", "[list|count|info|docs|getkeys] [...]", "the commands that there are", last=MANY),
+    _router("info", "[section ...]", "the server in numbers", last=MANY),
+    _router("config", "get|set pattern|name [value] [...]", "the server's options", last=MANY, admin=True),
+    _router("memory", "stats", "what data and processes take, in bytes", last=3),
+    _router("time", "", "seconds since 1970, and microseconds"),
+    _router("where", "key", "the slot and the shard of key, and whether it is up", first_key=1),
+    _router("slots", "", "which shard owns which slots"),
+    _router("multi", "", "queue the requests that follow, for exec"),
+    _router("exec", "", "run what was queued, all at once, if no watched key has changed"),
+    _router("discard", "", "forget what was queued"),
+    Command(
+        *("watch", 2, MAX_TOKENS, False, Spread.ROUTER, "watch key [key ...]"),
+        "have exec do nothing if one of these keys changes; they must have one slot",
+        last_key=-1,
+    ),
+    _router("unwatch", "", "watch no key any longer"),
     _all("stats", Combine.ROWS, "one JSON object per shard", process=True),
     _all("sync", Combine.EVERY, "wait until all that this connection wrote is on the disk", process=True),
     _all("rewrite", Combine.EVERY, "have every shard's log rewritten, one after the other", process=True),

@@ -123,6 +123,15 @@ class Option:
     def variable(self) -> str:
         return "IMDS_" + self.field.upper()
 
+    @property
+    def name(self) -> str:
+        """What ``config get`` and ``config set`` call it."""
+        return self.field.replace("_", "-")
+
+    def show(self, config: Config) -> str:
+        """Return the value as ``config get`` shows it, which :meth:`parse` takes."""
+        return str(getattr(config, self.field))
+
     def parse(self, value: str, source: str) -> Any:
         """Return the value that ``value`` stands for. Raises ConfigError."""
         parse, rule = self.parser

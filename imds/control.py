@@ -7,13 +7,14 @@ side is gone: a child then stops.
 
 ::
 
-    supervisor -> shard    link {router} + 1 fd · stop
+    supervisor -> shard    link {router} + 1 fd · configure {changes} · stop
                            switch · adopt {base} · unrewritten {reason}
-    supervisor -> router   link {shard, restarts} + 1 fd · down {shard, reason, restarts} · drain
+    supervisor -> router   link {shard, restarts} + 1 fd · down {shard, reason, restarts}
+                           configure {changes} · drain
     shard -> supervisor    loading {done, total} · ready {keys, seconds} · refused {reason}
                            rewrite {at_once} · switched · rewritten {error}
     rewriter -> supervisor folded {base} · failed {reason}
-    router -> supervisor   ready · distrust {shard}
+    router -> supervisor   ready · distrust {shard} · configure {changes}
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ it is an echo: a wrapper or a service manager may pass on what the whole group h
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -200,6 +201,7 @@ class Supervisor:
             "shards": slots.shards,
             "seed": slots.seed,
             "listeners": [listener.fileno() for listener in listeners],
+            "number": child.index,
         }
         child.start(init, [listener.fileno() for listener in listeners])
         self._watch(child)
@@ -276,6 +278,8 @@ class Supervisor:
                     suspect.process.kill()
             elif kind == "loading":
                 log.info("%s: loading, %d %%", child.name, 100 * message["done"] // max(message["total"], 1))
+            elif kind == "configure":
+                self._on_configure(child, message["changes"])
             elif kind == "rewrite":
                 self._rewrites.ask(child.index, time.monotonic(), at_once=message["at_once"])
             elif kind == "switched":
@@ -285,6 +289,13 @@ class Supervisor:
                 self._on_rewritten(child, message["error"])
         if channel.closed:
             self._close_channel(child)
+
+    def _on_configure(self, router: Child, changes: dict[str, Any]) -> None:
+        """A router's client has changed options: for those who start later, and for all the others."""
+        self._config = dataclasses.replace(self._config, **changes)
+        for child in self._shards + self._routers:
+            if child is not router and child.channel is not None:
+                child.channel.send("configure", changes=changes)
 
     def _close_channel(self, child: Child) -> None:
         if child.channel is not None:

@@ -21,59 +21,49 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from imds.commands import Command, Spread
 from imds.hashslots import SlotMap
-from imds.protocol import encode_error, split_request
+from imds.protocol import ProtocolError, decode_request, encode_error
+from imds.router.blocking import Blocking
+from imds.router.connection import ConnectionCommands
 from imds.router.fanout import Fanout, split
 from imds.router.gather import Gather, ShardStatus
-from imds.router.kernel import RETRY, UNKNOWN_OUTCOME, Client, Switch
-from imds.router.session import Session
+from imds.router.kernel import RETRY, UNKNOWN_OUTCOME, Asked, Client, Switch
+from imds.router.request import CROSS_SLOT, Handler, Host, Reply, Request
+from imds.router.server import ServerCommands
+from imds.router.transactions import Transactions
 
-CROSS_SLOT = encode_error("CROSSSLOT Keys in request don't hash to the same slot")
-
-Reply = Callable[[bytes, bool], None]  # takes a reply frame, and whether it is about a dead shard
-
-
-@dataclass(eq=False)
-class Request:
-    """One question of the switch."""
-
-    turn: Any
-    client: Client
-    command: Command | None
-    frame: bytes
-
-    @cached_property
-    def tokens(self) -> list[bytes]:
-        """The request's tokens, the name included."""
-        return split_request(self.frame)[0]
-
-    @property
-    def session(self) -> Session:
-        """What is known of the connection."""
-        return self.client.owner.session  # type: ignore[no-any-return]
+LOOK_EVERY = 0.05  # seconds between two looks at what has waited too long
 
 
 class Requests:
-    """Answers the switch's questions. ``touch`` is called with a client that has news for the router."""
+    """Answers the switch's questions. ``host`` is the router, ``number`` its own, by which shards know it."""
 
     def __init__(
         self,
         switch: Switch,
         slots: SlotMap,
         statuses: list[ShardStatus],
-        touch: Callable[[Client], None],
+        host: Host,
         *,
+        number: int,
         backlog_limit: int,
     ) -> None:
         self.switch = switch
         self.slots = slots
         self.statuses = statuses
-        self._touch = touch
+        self.host = host
+        self.touch = host.touch
+        self.number = b"%d" % number
+        self.handlers: dict[str, Callable[[Request], bytes | None]] = {}
+        self.transactions = Transactions(self)
+        self.blocking = Blocking(self)
+        ConnectionCommands(self)
+        ServerCommands(self)
+        self._look_at = 0.0
         self._backlog_limit = backlog_limit
         self._gathers: set[Gather] = set()
         self._silent: set[int] = set()  # shards that owe an answer which nobody waits for any more
@@ -84,28 +74,66 @@ class Requests:
         """Answer a question of the switch, and those behind it, as far as they need not wait."""
         self._go_on(client, [(turn, client, command, frame)])
 
-    def _go_on(self, client: Client, questions: list[Any]) -> None:
+    def _go_on(self, client: Client, questions: list[Asked]) -> None:
+        session = client.owner.session
+        session.handling = True
         while questions:
-            request = Request(*questions[0])
-            self._handle(request)
-            if request.session.waits is not None:
+            self._handle(Request(*questions[0]))
+            if session.waits is not None:
                 break
             questions = self.switch.resume(client)
-        self._touch(client)
+        session.handling = False
+        self.touch(client)
 
     def wake(self, client: Client) -> None:
         """What held up a client's requests is over."""
-        client.owner.session.waits = None
-        self._go_on(client, self.switch.resume(client))
+        session = client.owner.session
+        session.waits = None
+        if not session.handling:
+            self._go_on(client, self.switch.resume(client))
+
+    def on_end(self, client: Client) -> None:
+        """A client will send nothing more. What it has sent is answered, but nothing is waited for."""
+        client.owner.session.ended = True
+        self.blocking.leave(client)
+
+    def leave(self, client: Client) -> None:
+        """A client is gone."""
+        client.owner.session.gone = True
+        self.on_end(client)
+        self.transactions.leave(client)
+
+    def on_raised(self, shard: int) -> None:
+        """There is a new stream to a shard."""
+        self.blocking.on_raised(shard)
+
+    def on_notice(self, shard: int, frame: bytes) -> bool:
+        """Act on what a shard tells unasked; return whether that can be true."""
+        try:
+            tokens, end = decode_request(frame) or ([], 0)
+        except ProtocolError:
+            return False
+        if end != len(frame) or len(tokens) != 5 or tokens[0] != b"popped" or not tokens[1].isdigit():
+            return False
+        self.blocking.on_popped(shard, tokens[1], tokens[2:])
+        return True
+
+    def drain(self) -> None:
+        """The router stops: answer what waits."""
+        self.blocking.drain()
 
     @property
     def busy(self) -> bool:
         """Whether :meth:`on_time` has to be called now and then."""
-        return bool(self._gathers)
+        return bool(self._gathers or self.blocking)
 
     def on_time(self) -> None:
         """Give up what has been waited for too long."""
         now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_EVERY
+        self.blocking.on_time()
         for gather in [one for one in self._gathers if now >= one.deadline]:
             self._finish(gather)
 
@@ -114,6 +142,10 @@ class Requests:
     def down_reply(self, shard: int) -> bytes:
         """Return what the keys of a shard that is down are answered."""
         return encode_error(f"SHARDDOWN shard {shard} cannot be reached: {self.statuses[shard].note}")
+
+    def who(self, client: Client) -> tuple[bytes, bytes]:
+        """Return by what shards know a client."""
+        return self.number, b"%d" % client.owner.session.number
 
     def ask(self, shard: int, frame: bytes, write: bool, then: Reply) -> None:
         """Send a shard a request; ``then`` gets its reply, or an error if the shard is down or dies."""
@@ -134,12 +166,12 @@ class Requests:
         """Have a shard answer a request as it is."""
         assert request.command is not None
         self.ask(shard, request.frame, request.command.write, partial(self._forwarded, request))
-        self._choke(request.client, shard)
+        self.choke(request.client, shard)
 
     def _forwarded(self, request: Request, reply: bytes, _lost: bool) -> None:
         self.answer(request, reply)
 
-    def _choke(self, client: Client, shard: int) -> None:
+    def choke(self, client: Client, shard: int) -> None:
         if self.switch.backlog(shard) > self._backlog_limit:
             client.choked = shard
 
@@ -147,19 +179,28 @@ class Requests:
         """Give a request its reply frame."""
         client = self.switch.answer(request.turn, reply)
         if client is not None:
-            self._touch(client)
+            self.touch(client)
 
     # -- by spread --------------------------------------------------------------------------------
 
     def _handle(self, request: Request) -> None:
         command = request.command
-        assert command is not None
-        if command.spread is Spread.ALL:
+        if request.session.queue is not None:
+            self._answer_by(request, self.transactions.queue)
+        elif command is None or command.name in self.handlers:
+            assert command is not None
+            self._answer_by(request, self.handlers[command.name])
+        elif command.spread is Spread.ALL:
             self.gather(command, request.frame, partial(self.answer, request))
         elif command.spread is Spread.KEYS:
             self._fan_out(request, command)
         else:
             self._to_slot(request, command)
+
+    def _answer_by(self, request: Request, handler: Handler) -> None:
+        reply = handler(request)
+        if reply is not None:
+            self.answer(request, reply)
 
     def _fan_out(self, request: Request, command: Command) -> None:
         tokens = request.tokens
@@ -170,7 +211,7 @@ class Requests:
         fanout = Fanout(command, [tokens[index] for index in command.key_positions(tokens)], parts)
         for shard, part in parts.items():
             self.ask(shard, part.frame, command.write, partial(self._fanned_in, request, fanout, shard))
-            self._choke(request.client, shard)
+            self.choke(request.client, shard)
 
     def _fanned_in(self, request: Request, fanout: Fanout, shard: int, reply: bytes, _lost: bool) -> None:
         combined = fanout.take(shard, reply)

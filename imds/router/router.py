@@ -19,6 +19,7 @@ What stays true:
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import os
@@ -27,14 +28,15 @@ import signal
 import socket
 import time
 from collections.abc import Iterable
+from typing import Any
 
-from imds.config import Config
+from imds.config import MAX_ROUTERS, Config
 from imds.control import Channel
 from imds.hashslots import SlotMap
 from imds.process import Signals, raise_descriptor_limit, set_schedule, start_logging
 from imds.protocol import encode_error
 from imds.router.gather import ShardStatus
-from imds.router.kernel import Client, LinkError, Switch
+from imds.router.kernel import NOTICE, Client, LinkError, Switch
 from imds.router.requests import Requests
 from imds.router.session import Session
 
@@ -91,20 +93,20 @@ class Router:
     """One router process. :meth:`run` returns its exit code."""
 
     def __init__(
-        self, config: Config, slots: SlotMap, listeners: list[socket.socket], channel: Channel
+        self, config: Config, slots: SlotMap, listeners: list[socket.socket], channel: Channel, number: int
     ) -> None:
-        self._config = config
-        self._channel = channel
+        self.config = config
+        self.channel = channel
         self._listeners = listeners
         self._switch = Switch(slots, backlog_limit=BACKLOG_LIMIT)
         self._links: list[ShardLink | None] = [None] * slots.shards
         self._statuses = [ShardStatus() for _ in range(slots.shards)]
         self._requests = Requests(
-            self._switch, slots, self._statuses, self._touch, backlog_limit=BACKLOG_LIMIT
+            self._switch, slots, self._statuses, self, number=number, backlog_limit=BACKLOG_LIMIT
         )
         self._selector = selectors.DefaultSelector()
         self._signals = Signals([signal.SIGTERM], ignored=[signal.SIGINT])
-        self._connections: set[Connection] = set()
+        self.connections: set[Connection] = set()
         self._lingering: set[Connection] = set()
         self._choked: dict[int, set[Connection]] = {}  # by shard: who waits until its backlog is gone
         self._answered: list[Client] = []  # has output, and is sent it at the end of a turn
@@ -113,12 +115,10 @@ class Router:
         self._dirty: dict[Connection, None] = {}  # has news; looked at once, at the end of a turn
         self._accepting = False
         self._accepted = 0
+        self._number = number
         self._next_warning = 0.0
         self._drains_until = 0.0  # 0: not draining
-        limit = raise_descriptor_limit(config.max_clients + SPARE_DESCRIPTORS)
-        self._most_clients = min(config.max_clients, limit - SPARE_DESCRIPTORS)
-        if self._most_clients < config.max_clients:
-            log.warning("the limit of open files allows %d clients at most", self._most_clients)
+        self._most_clients = self._raise_limit()
         for shard in range(slots.shards):
             self._switch.drop_link(shard, self._requests.down_reply(shard))
 
@@ -127,10 +127,10 @@ class Router:
     def run(self) -> int:
         """Serve until told to stop; return the exit code."""
         selector = self._selector
-        selector.register(self._channel, READ, self._on_control)
+        selector.register(self.channel, READ, self._on_control)
         selector.register(self._signals, READ, self._on_signal)
         self._accept(True)
-        self._channel.send("ready")
+        self.channel.send("ready")
         while True:
             readable = []
             for key, mask in selector.select(self._timeout()):
@@ -168,7 +168,7 @@ class Router:
     def _on_time(self) -> None:
         now = time.monotonic()
         for connection in [one for one in self._lingering if now >= one.lingers_until]:
-            self._drop(connection)
+            self.drop(connection)
         self._requests.on_time()
         self._flush_clients()
         if not self._accepting and not self._drains_until:
@@ -205,10 +205,11 @@ class Router:
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._accepted += 1
-            connection = Connection(sock, self._switch, Session(self._accepted))
-            self._connections.add(connection)
+            session = Session(self._accepted * MAX_ROUTERS + self._number)
+            connection = Connection(sock, self._switch, session)
+            self.connections.add(connection)
             self._selector.register(connection.fd, READ, connection)
-            if len(self._connections) > self._most_clients:
+            if len(self.connections) > self._most_clients:
                 busy = encode_error(f"BUSY the limit is {self._most_clients} clients")
                 self._switch.refuse(connection.client, busy)
                 self._dirty[connection] = None
@@ -223,7 +224,7 @@ class Router:
                 self._choked.setdefault(client.choked, set()).add(client.owner)
             self._dirty[client.owner] = None
         for client in ended:
-            if client.owner in self._connections:
+            if client.owner in self.connections:
                 self._receive(client.owner)
 
     def _receive(self, connection: Connection) -> None:
@@ -236,10 +237,11 @@ class Router:
         except BlockingIOError:
             return
         except OSError:
-            self._drop(connection)
+            self.drop(connection)
             return
         if size == 0:
             connection.eof = True
+            self._requests.on_end(client)
             self._dirty[connection] = None
             return
         for question in questions:
@@ -250,10 +252,10 @@ class Router:
         elif client.out or client.inflight >= WINDOW or client.closing:
             self._dirty[connection] = None
 
-    def _touch(self, client: Client) -> None:
+    def touch(self, client: Client) -> None:
         """Look at a client at the end of this turn."""
         connection = client.owner
-        if connection in self._connections:
+        if connection in self.connections:
             if client.choked >= 0:
                 self._choked.setdefault(client.choked, set()).add(connection)
             self._dirty[connection] = None
@@ -264,7 +266,7 @@ class Router:
             self._flush_answered()
         dirty, self._dirty = self._dirty, {}
         for connection in dirty:
-            if connection not in self._connections or connection.lingers_until:
+            if connection not in self.connections or connection.lingers_until:
                 continue
             client = connection.client
             left = 0
@@ -272,11 +274,11 @@ class Router:
                 if client.out:
                     left = self._switch.flush(client, connection.fd)
             except OSError:
-                self._drop(connection)
+                self.drop(connection)
                 continue
             if left > OUT_HARD_LIMIT:
                 log.warning("dropped a client that does not read: %d bytes of replies waited for it", left)
-                self._drop(connection)
+                self.drop(connection)
                 continue
             if (connection.eof or client.closing) and not left and not client.inflight:
                 self._finish_connection(connection)
@@ -321,12 +323,12 @@ class Router:
     def _finish_connection(self, connection: Connection) -> None:
         """All has been answered and no more will be: close, but let the last reply arrive."""
         if connection.eof:
-            self._drop(connection)
+            self.drop(connection)
             return
         try:
             connection.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self._drop(connection)
+            self.drop(connection)
             return
         connection.lingers_until = time.monotonic() + (LINGER_DRAINING if self._drains_until else LINGER)
         self._lingering.add(connection)
@@ -341,13 +343,15 @@ class Router:
             return
         except OSError:
             pass
-        self._drop(connection)
+        self.drop(connection)
 
-    def _drop(self, connection: Connection) -> None:
+    def drop(self, connection: Connection) -> None:
+        """Close a connection at once, whatever it has under way."""
         self._watch(connection, 0)
         self._switch.detach(connection.client)
+        self._requests.leave(connection.client)
         connection.sock.close()
-        self._connections.discard(connection)
+        self.connections.discard(connection)
         self._lingering.discard(connection)
         for waiting in self._choked.values():
             waiting.discard(connection)
@@ -365,7 +369,7 @@ class Router:
         except LinkError as error:
             log.error("%s; it has to start anew", error)
             self._lose(link)
-            self._channel.send("distrust", shard=shard)
+            self.channel.send("distrust", shard=shard)
             return
         except OSError:
             size = 0
@@ -373,8 +377,16 @@ class Router:
             self._lose(link)
             return
         self._answered += clients
+        right = True
         for answered, reply in answers:
-            answered(reply)
+            if answered is NOTICE:
+                right &= self._requests.on_notice(shard, reply)
+            else:
+                answered(reply)
+        if not right:
+            log.error("shard %d told what cannot be; it has to start anew", shard)
+            self._lose(link)
+            self.channel.send("distrust", shard=shard)
 
     def _flush_links(self) -> None:
         for shard, link in enumerate(self._links):
@@ -424,6 +436,9 @@ class Router:
                 status.note, status.restarts = message["reason"], message["restarts"]
                 down = self._requests.down_reply(message["shard"])
                 self._switch.set_down_reply(message["shard"], down)
+            elif kind == "configure":
+                for field, value in message["changes"].items():
+                    self.configure(field, value)
             elif kind == "drain":
                 self._drain()
         if channel.closed and not self._drains_until:
@@ -441,10 +456,27 @@ class Router:
         self._links[shard] = link
         self._switch.raise_link(shard)
         self._selector.register(link.fd, READ, link)
+        self._requests.on_raised(shard)
 
     def _on_signal(self, signals: Signals) -> None:
         if signals.take():
             self._drain()
+
+    def configure(self, field: str, value: Any) -> None:
+        """Change an option, as far as it is about routers."""
+        self.config = dataclasses.replace(self.config, **{field: value})
+        if field == "max_clients":
+            self._most_clients = self._raise_limit()
+        elif field == "log_level":
+            logging.getLogger().setLevel(value.upper())
+
+    def _raise_limit(self) -> int:
+        """Have as many descriptors as the clients need, or return how many clients there may be."""
+        limit = raise_descriptor_limit(self.config.max_clients + SPARE_DESCRIPTORS)
+        most = min(self.config.max_clients, limit - SPARE_DESCRIPTORS)
+        if most < self.config.max_clients:
+            log.warning("the limit of open files allows %d clients at most", most)
+        return most
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -453,23 +485,24 @@ class Router:
         if self._drains_until:
             return
         self._accept(False)
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             if connection.mask & READ:
                 self._receive(connection)
         self._drains_until = time.monotonic() + DRAIN
-        for connection in self._connections:
+        self._requests.drain()
+        for connection in self.connections:
             connection.client.closing = True
             self._dirty[connection] = None
 
     def _drained(self) -> bool:
         if time.monotonic() >= self._drains_until:
-            log.warning("%d clients did not take their replies in time", len(self._connections))
+            log.warning("%d clients did not take their replies in time", len(self.connections))
             return True
-        return not self._connections
+        return not self.connections
 
     def _close(self) -> int:
-        for connection in list(self._connections):
-            self._drop(connection)
+        for connection in list(self.connections):
+            self.drop(connection)
         for link in self._links:
             if link is not None:
                 link.sock.close()
@@ -477,12 +510,14 @@ class Router:
             listener.close()
         self._selector.close()
         self._signals.close()
-        self._channel.close()
+        self.channel.close()
         return 0
 
 
-def main(config: Config, slots: SlotMap, listeners: Iterable[socket.socket], channel: Channel) -> int:
-    """Run a router process to its end; return its exit code."""
+def main(
+    config: Config, slots: SlotMap, listeners: Iterable[socket.socket], channel: Channel, number: int
+) -> int:
+    """Run router process ``number`` to its end; return its exit code."""
     start_logging("router", config.log_level)
     set_schedule(config.sched)
-    return Router(config, slots, list(listeners), channel).run()
+    return Router(config, slots, list(listeners), channel, number).run()

@@ -27,6 +27,7 @@ What stays true:
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
@@ -36,13 +37,14 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from imds.commands import LOADING
 from imds.config import Config
 from imds.control import Channel
-from imds.envelope import LENGTH, refuse
+from imds.envelope import LENGTH, notice, refuse
 from imds.process import EXIT_DISK, EXIT_REFUSED, ignore, set_schedule, start_logging
 from imds.protocol import OK, U32, Buffer, encode_error, encode_response
 from imds.shard.aof import (
@@ -57,6 +59,9 @@ from imds.shard.aof import (
 )
 from imds.shard.background import Background
 from imds.shard.kernel import RecordEncoder, UnifiedStore
+from imds.shard.transactions import Transactions
+from imds.shard.waiting import Waiting
+from imds.shard.watches import Watches
 
 RECEIVE = 1 << 18  # bytes taken from one link per wake-up
 OUT_LIMIT = 4 << 20  # bytes of replies that a router has not taken above which its link is not read
@@ -74,10 +79,12 @@ log = logging.getLogger("imds.shard")
 class Link:
     """The stream to one router."""
 
-    __slots__ = ("fd", "inbox", "mask", "out", "rest", "sock")
+    __slots__ = ("fd", "inbox", "mask", "notices", "out", "rest", "router", "sock")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, router: int) -> None:
         self.sock = sock
+        self.router = b"%d" % router
+        self.notices = 0  # sent so far
         self.fd = sock.fileno()
         self.inbox = memoryview(bytearray(RECEIVE))  # what the last read gave; used again by the next
         self.rest = bytearray()  # an envelope of which the end has not arrived
@@ -105,6 +112,9 @@ class Worker:
         self._aof = aof
         self._channel = channel
         self._log = RecordEncoder(0)
+        self._watches = Watches(lambda: self._log.pending())
+        self._transactions = Transactions(lambda frame: self._store.run(frame), self._watches)
+        self._waiting = Waiting(lambda frame: self._store.run(frame))
         self._store = self._new_store()
         self._selector = selectors.DefaultSelector()
         self._background = Background()
@@ -129,7 +139,17 @@ class Worker:
             capacity=config.share(config.capacity, shard),
             maxmemory=config.share(config.maxmemory, shard),
             evict=config.maxmemory_policy == "allkeys-lru",
-            hooks={"stats": self._stats, "sync": self._on_sync, "rewrite": self._on_rewrite},
+            hooks={
+                "stats": self._stats,
+                "sync": self._on_sync,
+                "rewrite": self._on_rewrite,
+                "_configure": self._on_configure,
+                "_watch": self._transactions.on_watch,
+                "_unwatch": self._transactions.on_unwatch,
+                "_exec": self._transactions.on_exec,
+                "_block": self._waiting.on_block,
+                "_cancel": self._waiting.on_cancel,
+            },
         )
 
     # -- the loop ---------------------------------------------------------------------------------
@@ -197,12 +217,18 @@ class Worker:
             results = [execute(data) for _, data in arrived]
             records = self._log.pending()
             if records:
+                if self._waiting:
+                    self._waiting.serve(records)
+                    records = self._log.pending()
                 try:
                     self._aof.append(records)
                 except AofWriteError as error:
                     self._store.rollback()
+                    self._waiting.undo_batch()
+                    self._watches.undo_batch()
                     self._refuse_writes(error, len(records))
                     results = [execute(data) for _, data in arrived]
+                self._watches.end_batch(records)
             self._store.commit()
             if self._sync_asked:
                 self._sync_asked = False
@@ -215,6 +241,16 @@ class Worker:
             if used < len(data):
                 link.rest += data[used:]
             self._send(link, replies)
+        if self._waiting:
+            self._notify()
+
+    def _notify(self) -> None:
+        """Tell the routers what their waiting clients have got in this turn."""
+        links = {link.router: link for link in self._links}
+        for router, frame in self._waiting.end_batch():
+            link = links[router]
+            self._send(link, notice(link.notices, frame))
+            link.notices += 1
 
     # -- links ------------------------------------------------------------------------------------
 
@@ -265,11 +301,15 @@ class Worker:
         self._selector.unregister(link.sock)
         link.sock.close()
         self._links.discard(link)
+        self._watches.leave(link.router)
+        self._waiting.leave(link.router)
 
     def _on_control(self) -> None:
         for message, fds in self._channel.receive():
             if message["kind"] == "link":
-                self._add_link(fds[0])
+                self._add_link(fds[0], message["router"])
+            elif message["kind"] == "configure":
+                self._configure(message["changes"])
             elif message["kind"] == "stop":
                 self._stopping = True
             elif message["kind"] == "switch":
@@ -282,10 +322,12 @@ class Worker:
             self._selector.unregister(self._channel)
             self._stopping = True
 
-    def _add_link(self, fd: int) -> None:
+    def _add_link(self, fd: int, router: int) -> None:
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
-        link = Link(sock)
+        link = Link(sock, router)
+        for old in [one for one in self._links if one.router == link.router]:
+            self._drop(old)
         self._links.add(link)
         self._selector.register(sock, READ, link)
 
@@ -351,6 +393,21 @@ class Worker:
         """The ``sync`` command: this turn is synced before its replies go."""
         self._sync_asked = True
         return _DONE
+
+    # -- options ----------------------------------------------------------------------------------
+
+    def _on_configure(self, arguments: list[bytes]) -> bytes:
+        """``config set``, as a router passes it on. So does the supervisor, for those who start just now."""
+        self._configure(json.loads(arguments[0]))
+        return _DONE
+
+    def _configure(self, changes: dict[str, Any]) -> None:
+        self._config = config = dataclasses.replace(self._config, **changes)
+        store = self._store
+        store.capacity = config.share(config.capacity, self._shard)
+        store.maxmemory = config.share(config.maxmemory, self._shard)
+        store.evict = config.maxmemory_policy == "allkeys-lru"
+        logging.getLogger().setLevel(config.log_level.upper())
 
     # -- rewriting it -----------------------------------------------------------------------------
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from fleet import Fleet
 
 from imds.router import switch as twin
 
@@ -13,6 +15,13 @@ from imds.router import switch as twin
 def switch_class(variant: Any) -> type[twin.Switch]:
     """The switch of each variant."""
     return variant.pick(twin.Switch, "switch")  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def fleet(switch_class: Any) -> Iterator[Fleet]:
+    made = Fleet(switch_class)
+    yield made
+    made.check()
 
 
 # What is about the compiled switch alone needs one.

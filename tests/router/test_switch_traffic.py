@@ -106,7 +106,7 @@ def bursts(draw: st.DrawFn) -> bytes:
     dice = random.Random(draw(st.integers(0, 1 << 32)))
     stream = b""
     for _ in range(dice.randint(1, 40)):
-        command = dice.choice(list(COMMANDS.values()))
+        command = dice.choice(list(COMMANDS.values()) if dice.random() < 0.1 else KEY_COMMANDS)
         arguments = [dice.randbytes(dice.choice([0, 1, 8, 300])) for _ in range(command.min_tokens - 1)]
         stream += request(command.name.encode(), *arguments)
     return stream

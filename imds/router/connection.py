@@ -1,0 +1,222 @@
+"""Commands about a connection: ping, echo, hello, quit, select, auth, client."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from imds import __version__
+from imds._kernel import VARIANT
+from imds.commands import WRONG_ARITY
+from imds.protocol import encode_error
+from imds.router.replies import (
+    DONE,
+    NONE,
+    NOT_AN_INTEGER,
+    SYNTAX_ERROR,
+    listed,
+    number,
+    text,
+    unknown_subcommand,
+)
+from imds.router.request import Request
+
+if TYPE_CHECKING:
+    from imds.router.requests import Requests
+
+PROTOCOL = b"1"  # the only version there is
+
+_PONG = text("PONG")
+_WRONG_ARITY = encode_error(WRONG_ARITY)
+_NO_DATABASE = encode_error("ERR DB index is out of range")
+_NO_PROTOCOL = encode_error("NOPROTO unsupported protocol version")
+_NO_PASSWORD = encode_error(
+    "ERR AUTH <password> called without any password configured for the default user. "
+    "Are you sure your configuration is correct?"
+)
+_WRONG_PASSWORD = encode_error("WRONGPASS invalid username-password pair or user is disabled.")
+_BAD_NAME = encode_error("ERR Client names cannot contain spaces, newlines or special characters.")
+_NO_CLIENT = encode_error("ERR No such client")
+_BAD_CLIENT_ID = encode_error("ERR client-id should be greater than 0")
+
+
+class ConnectionCommands:
+    """The handlers, each of which returns its reply at once."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        requests.handlers |= {
+            "ping": self._ping,
+            "echo": self._echo,
+            "hello": self._hello,
+            "quit": self._quit,
+            "select": self._select,
+            "auth": self._auth,
+            "client": self._client,
+        }
+        self._subcommands: dict[bytes, tuple[range, Callable[[Request], bytes]]] = {
+            b"id": (range(2, 3), lambda request: number(request.session.number)),
+            b"list": (range(2, 99), self._list),
+            b"info": (range(2, 3), lambda request: text(self._line(request.client.owner))),
+            b"kill": (range(3, 99), self._kill),
+            b"setname": (range(3, 4), self._set_name),
+            b"getname": (range(2, 3), lambda request: text(name) if (name := request.session.name) else NONE),
+        }
+
+    def _ping(self, request: Request) -> bytes:
+        return text(request.tokens[1]) if len(request.tokens) > 1 else _PONG
+
+    def _echo(self, request: Request) -> bytes:
+        return text(request.tokens[1])
+
+    def _hello(self, request: Request) -> bytes:
+        """``hello [protocol [auth user password] [setname name]]``: who the server is."""
+        tokens = request.tokens
+        if len(tokens) > 1 and tokens[1] != PROTOCOL:
+            return _NO_PROTOCOL
+        at = 2
+        while at < len(tokens):
+            word = tokens[at].lower()
+            if word == b"auth" and at + 2 < len(tokens):
+                refusal = _check(tokens[at + 1])
+                at += 3
+            elif word == b"setname" and at + 1 < len(tokens):
+                refusal = self._name(request, tokens[at + 1])
+                at += 2
+            else:
+                refusal = SYNTAX_ERROR
+            if refusal is not DONE:
+                return refusal
+        about: dict[str, str | bytes | int] = {
+            "server": "imds",
+            "version": __version__,
+            "proto": PROTOCOL,
+            "id": request.session.number,
+            "mode": "standalone",
+            "role": "master",
+            "shards": self._requests.slots.shards,
+            "kernels": VARIANT,
+        }
+        return listed(word for pair in about.items() for word in pair)
+
+    def _quit(self, request: Request) -> bytes:
+        request.client.closing = True
+        return DONE
+
+    def _select(self, request: Request) -> bytes:
+        try:
+            index = int(request.tokens[1])
+        except ValueError:
+            return NOT_AN_INTEGER
+        return DONE if index == 0 else _NO_DATABASE
+
+    def _auth(self, request: Request) -> bytes:
+        """Without users there is one, who needs no password."""
+        return _NO_PASSWORD if len(request.tokens) == 2 else _check(request.tokens[1])
+
+    # -- client -----------------------------------------------------------------------------------
+
+    def _client(self, request: Request) -> bytes:
+        word = request.tokens[1].lower()
+        if word not in self._subcommands:
+            return unknown_subcommand("client", word)
+        counts, handler = self._subcommands[word]
+        return handler(request) if len(request.tokens) in counts else _WRONG_ARITY
+
+    def _set_name(self, request: Request) -> bytes:
+        return self._name(request, request.tokens[2])
+
+    @staticmethod
+    def _name(request: Request, name: bytes) -> bytes:
+        if any(not 33 <= byte <= 126 for byte in name):
+            return _BAD_NAME
+        request.session.name = name
+        return DONE
+
+    def _list(self, request: Request) -> bytes:
+        """``client list [id n ...]``: a line for each connection of this router."""
+        chosen: Iterable[Any] = self._requests.host.connections
+        if len(request.tokens) > 2:
+            if request.tokens[2].lower() != b"id" or len(request.tokens) == 3:
+                return SYNTAX_ERROR
+            if not all(word.isdigit() for word in request.tokens[3:]):
+                return _BAD_CLIENT_ID
+            numbers = {int(word) for word in request.tokens[3:]}
+            chosen = [one for one in chosen if one.session.number in numbers]
+        lines = [self._line(one) for one in sorted(chosen, key=lambda one: one.session.number)]
+        return text("".join(lines))
+
+    def _line(self, connection: Any) -> str:
+        session, client = connection.session, connection.client
+        flags = ("x" if session.queue else "") + ("b" if session.waits else "")
+        fields = {
+            "id": session.number,
+            "addr": address(connection.sock),
+            "fd": connection.fd,
+            "name": session.name.decode(),
+            "age": int(time.monotonic() - session.since),
+            "flags": flags or "N",
+            "db": 0,
+            "multi": len(session.queue.frames) if session.queue else -1,
+            "watch": len(session.watched.versions) if session.watched else 0,
+            "qbuf": client.held,
+            "inflight": client.inflight,
+            "router": self._requests.number.decode(),
+        }
+        return " ".join(f"{name}={value}" for name, value in fields.items()) + "\n"
+
+    def _kill(self, request: Request) -> bytes:
+        """``client kill addr`` or ``client kill [id n] [addr a] [skipme yes|no]``: of this router."""
+        words = request.tokens[2:]
+        if len(words) == 1:
+            found = self._matching({b"addr": words[0]})
+            for connection in found:
+                self._end(connection, request)
+            return DONE if found else _NO_CLIENT
+        if len(words) % 2:
+            return SYNTAX_ERROR
+        filters = {name.lower(): value for name, value in zip(words[::2], words[1::2], strict=True)}
+        skip = filters.pop(b"skipme", b"yes").lower()
+        if skip not in (b"yes", b"no") or not filters.keys() <= {b"id", b"addr"}:
+            return SYNTAX_ERROR
+        if not filters.get(b"id", b"1").isdigit():
+            return _BAD_CLIENT_ID
+        found = self._matching(filters)
+        if skip == b"yes":
+            found = [one for one in found if one is not request.client.owner]
+        for connection in found:
+            self._end(connection, request)
+        return number(len(found))
+
+    def _matching(self, filters: dict[bytes, bytes]) -> list[Any]:
+        return [
+            one
+            for one in self._requests.host.connections
+            if filters.get(b"addr") in (None, address(one.sock).encode())
+            and (b"id" not in filters or int(filters[b"id"]) == one.session.number)
+        ]
+
+    def _end(self, connection: Any, request: Request) -> None:
+        """Close a connection; one's own after the reply."""
+        if connection is request.client.owner:
+            connection.client.closing = True
+        else:
+            self._requests.host.drop(connection)
+
+
+def _check(user: bytes) -> bytes:
+    return DONE if user == b"default" else _WRONG_PASSWORD
+
+
+def address(sock: socket.socket) -> str:
+    """Return where the other end of a connection is, as ``client list`` shows it."""
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        return "?"
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host = f"[{peer[0]}]" if sock.family == socket.AF_INET6 else peer[0]
+    return f"{host}:{peer[1]}"

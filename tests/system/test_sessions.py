@@ -1,0 +1,131 @@
+"""Connections, transactions and options of a real server, in its own processes."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from serving import Server, receive_replies, request, until
+
+from imds.protocol import ERROR, LIST, MISSING, OK, decode_list
+
+KILLED = "was killed by SIGKILL"
+
+
+class Talk:
+    """A plain connection, asked word by word."""
+
+    def __init__(self, server: Server) -> None:
+        self.sock: socket.socket = server.connect()
+
+    def __call__(self, *requests: str) -> Any:
+        """Ask each; return the last reply: bytes, None, a list, or an error's text as str."""
+        self.sock.sendall(b"".join(request(*line.encode().split()) for line in requests))
+        status, payload = receive_replies(self.sock, len(requests))[-1]
+        if status == LIST:
+            return decode_list(payload)
+        return {OK: payload, MISSING: None, ERROR: payload.decode(errors="replace")}[status]
+
+    def fields(self, line: str) -> dict[bytes, bytes]:
+        """Ask for a list of names and values."""
+        found = self(line)
+        return dict(zip(found[::2], found[1::2], strict=True))
+
+
+def test_small_talk(shared: Server) -> None:
+    talk = Talk(shared)
+    assert talk("ping") == b"PONG"
+    assert talk.fields("hello")[b"shards"] == b"4"
+    number = int(talk("client id"))
+    assert f"id={number} " in talk("client list").decode()
+    assert talk("select 1") == "ERR DB index is out of range"
+    info = talk("info server memory").decode()
+    assert "shards:4\r\n" in info
+    assert "# Memory\r\n" in info
+    assert "# Stats" not in info
+    assert talk.fields("where some-key")[b"state"] == b"up"
+    assert len(talk("slots")) == 4
+    assert int(talk.fields("memory stats")[b"shards.rss"]) > 1 << 20
+    other = Talk(shared)
+    assert other(f"client kill id {number}") == b"1"
+    assert talk.sock.recv(1) == b""
+    assert other("quit") == b"OK"
+    assert other.sock.recv(1) == b""
+
+
+def test_counters_lose_no_update(shared: Server) -> None:
+    """Clients that watch, read, and write what they read plus one: every one that is carried out counts."""
+
+    def count(times: int) -> None:
+        talk = Talk(shared)
+        for _ in range(times):
+            done = None
+            while done is None:
+                value = int(talk("watch {counter}a", "get {counter}a") or 0) + 1
+                done = talk("multi", f"set {{counter}}a {value}", f"set {{counter}}b {value}", "exec")
+
+    threads = [threading.Thread(target=count, args=(60,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Talk(shared)("get {counter}a") == Talk(shared)("get {counter}b") == b"240"
+
+
+def test_a_shard_killed_again_and_again_carries_out_transactions_whole_or_not(
+    server: Callable[..., Server],
+) -> None:
+    one = server().start("--shards", "2")
+    one.expect(rf"shard 0 {KILLED}; restarting")
+    key = next(one.keys_of(0)).decode()
+    talk, dice = Talk(one), random.Random(1)
+    for round_ in range(3):
+        shard, last = one.shard(0), dice.randrange(20, 200)
+        for number in range(last + 1):
+            value = f"{round_}-{number}"
+            answer = talk("multi", *[f"set {{{key}}}{part} {value}" for part in "abc"], "exec")
+            assert answer == [b"\0\0\0\0OK"] * 3
+        lines = ["multi", *[f"set {{{key}}}{part} under-way" for part in "abc"], "exec"]
+        talk.sock.sendall(b"".join(request(*line.encode().split()) for line in lines))
+        shard.kill()
+        code = receive_replies(talk.sock, 5)[-1][1].split()[0]
+        one.wait_up()
+        found = {talk(f"get {{{key}}}{part}") for part in "abc"}
+        assert found in ({value.encode()}, {b"under-way"}), found
+        if code in (b"RETRY", b"SHARDDOWN"):
+            assert found == {value.encode()}
+        assert talk(f"watch {{{key}}}a") == b"OK"
+        assert talk("multi", f"get {{{key}}}a", "exec") is not None
+    one.stop()
+
+
+def test_options_change_in_every_process_and_for_those_who_start_later(
+    server: Callable[..., Server],
+) -> None:
+    one = server().start("--shards", "2", "--routers", "2")
+    one.expect(rf"shard 1 {KILLED}; restarting", rf"router 0 {KILLED}; restarting")
+    assert Talk(one)("config set capacity 10 log-level warning") == b"OK"
+
+    def both_know() -> bool:
+        talks = [Talk(one) for _ in range(8)]
+        found = {talk("info server").decode().split("router:")[1][0]: talk for talk in talks}
+        return len(found) == 2 and all(
+            talk.fields("config get capacity")[b"capacity"] == b"10" for talk in found.values()
+        )
+
+    def full(shard: int) -> bool:
+        keys = one.keys_of(shard, "full")
+        codes = [Talk(one)(f"set {next(keys).decode()} x") for _ in range(6)]
+        return codes[:5] == [b"OK"] * 5 and codes[5].startswith("OOM ")
+
+    until("both routers know", both_know)
+    assert full(0)
+    one.shard(1).kill()
+    one.router(0).kill()
+    one.wait_up()
+    until("both routers know", both_know)
+    assert full(1)
+    one.stop()
