@@ -568,6 +568,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Path(config.unix).unlink(missing_ok=True)
         if directory is not None:
             directory.close()
+        ignore(STOP_SIGNALS)  # at its end Python would let an echo kill the process
 
 
 if __name__ == "__main__":
