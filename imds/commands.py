@@ -1,8 +1,8 @@
 """THE table of commands: the one truth for arity, routing, help and documentation.
 
-To add a command, add its row here and, if the shards run it, its method in ``shard/store.py`` (and its
-compiled twin); nothing else needs to know its name. Commands that the router answers have a handler in
-``router/``, those about a shard's process one in ``shard/worker.py``.
+To add a command, add its row here and, if the shards run it, its function in ``shard/`` (see
+``shard/keyspace.py``); nothing else needs to know its name. Commands that the router answers have a handler
+in ``router/``, those about a shard's process one in ``shard/worker.py``.
 """
 
 from __future__ import annotations
@@ -105,12 +105,276 @@ def _all(name: str, combine: Combine, summary: str, *, process: bool = False) ->
     )
 
 
-def _key(name: str, arguments: str, summary: str, *, write: bool = False) -> Command:
-    count = 1 + len(arguments.split())
-    return Command(name, count, count, write, Spread.KEY, f"{name} {arguments}", summary)
+def _data(
+    usage: str,
+    summary: str,
+    least: int,
+    most: int = 0,
+    *,
+    write: bool = False,
+    spread: Spread = Spread.KEY,
+    keys: tuple[int, int, int] = (1, 1, 1),
+    numkeys: int = 0,
+    combine: Combine | None = None,
+) -> Command:
+    """Return the row of a command on data; ``most`` is 0 for no more tokens than ``least``."""
+    return Command(
+        *(usage.split()[0], least, most or least, write, spread, usage, summary, *keys),
+        numkeys=numkeys,
+        combine=combine,
+    )
+
+
+def _read(usage: str, summary: str, least: int, most: int = 0) -> Command:
+    return _data(usage, summary, least, most)
+
+
+def _write(usage: str, summary: str, least: int, most: int = 0) -> Command:
+    return _data(usage, summary, least, most, write=True)
 
 
 MANY = MAX_TOKENS
+_ALL_KEYS = (1, -1, 1)
+_NO_KEY = (0, 0, 1)
+_EXPIRY = "[ex seconds|px milliseconds|exat time|pxat time|%s]"
+_IF = "[nx|xx|gt|lt]"
+_ALGEBRA = "[weights number ...] [aggregate sum|min|max]"
+
+
+def _keys(usage: str, summary: str, combine: Combine, *, write: bool = False) -> Command:
+    return _data(usage, summary, 2, MANY, write=write, spread=Spread.KEYS, keys=_ALL_KEYS, combine=combine)
+
+
+def _algebra(name: str, summary: str, options: str = "") -> list[Command]:
+    """Return the rows of an operation on several sets: its result as a list, and stored."""
+    usage = "numkeys key [key ...]"
+    return [
+        _data(
+            f"{name} {usage}{options} [withscores]",
+            summary,
+            3,
+            MANY,
+            spread=Spread.SLOT,
+            keys=_NO_KEY,
+            numkeys=1,
+        ),
+        _data(
+            f"{name}store destination {usage}{options}",
+            f"make destination hold {summary}",
+            4,
+            MANY,
+            write=True,
+            spread=Spread.SLOT,
+            numkeys=2,
+        ),
+    ]
+
+
+_STRINGS = (
+    _read("get key", "the string that key holds", 2),
+    _write(
+        f"set key value [nx|xx] [get] {_EXPIRY % 'keepttl'}",
+        "make key hold a string, whatever it held before",
+        3,
+        MANY,
+    ),
+    _write("setnx key value", "set it if there is no key", 3),
+    _write("setex key seconds value", "set it and its time to live", 4),
+    _write("psetex key milliseconds value", "set it and its time to live", 4),
+    _write("getset key value", "set the string, answer what it was", 3),
+    _write("getdel key", "remove the string, answer it", 2),
+    _write(f"getex key {_EXPIRY % 'persist'}", "the string, and change when it expires", 2, 4),
+    _write("append key value", "append to the string, answer its length", 3),
+    _read("strlen key", "the length of the string", 2),
+    _read("getrange key start end", "a part of the string, ends included; -1 is its last byte", 4),
+    _write("setrange key offset value", "overwrite a part of the string, answer its length", 4),
+    _write("incr key", "add 1 to the integer that the string is", 2),
+    _write("decr key", "subtract 1", 2),
+    _write("incrby key increment", "add an integer", 3),
+    _write("decrby key decrement", "subtract an integer", 3),
+    _write("incrbyfloat key increment", "add a number", 3),
+    _keys("mget key [key ...]", "the strings, missing where there is none", Combine.LIST),
+    _data(
+        "mset key value [key value ...]",
+        "set several strings; not atomic over several shards",
+        3,
+        MANY,
+        write=True,
+        spread=Spread.KEYS,
+        keys=(1, -1, 2),
+        combine=Combine.EVERY,
+    ),
+    _data(
+        "msetnx key value [key value ...]",
+        "set several strings of one slot if none of the keys is there",
+        3,
+        MANY,
+        write=True,
+        spread=Spread.SLOT,
+        keys=(1, -1, 2),
+    ),
+)
+
+_ANY_KEYS = (
+    _keys("del key [key ...]", "remove keys, strings or sorted sets", Combine.SUM, write=True),
+    _keys("unlink key [key ...]", "the same; answers a number for one key, too", Combine.SUM, write=True),
+    _keys("exists key [key ...]", "how many of the keys there are", Combine.SUM),
+    _keys("touch key [key ...]", "make keys the most recently used", Combine.SUM),
+    _write(f"expire key seconds {_IF}", "remove key when the time is over", 3, MANY),
+    _write(f"pexpire key milliseconds {_IF}", "remove key when the time is over", 3, MANY),
+    _write(f"expireat key time {_IF}", "remove key at this second since 1970", 3, MANY),
+    _write(f"pexpireat key time {_IF}", "remove key at this millisecond since 1970", 3, MANY),
+    _write("persist key", "let key stay", 2),
+    _read("ttl key", "seconds that key has to live; -1: for ever, -2: no key", 2),
+    _read("pttl key", "milliseconds that key has to live", 2),
+    _read("expiretime key", "the second since 1970 at which key goes", 2),
+    _read("pexpiretime key", "the millisecond since 1970 at which key goes", 2),
+    _read("type key", "string, zset or none", 2),
+    _data(
+        "rename key newkey",
+        "give the value another key of the same slot",
+        3,
+        write=True,
+        spread=Spread.SLOT,
+        keys=(1, 2, 1),
+    ),
+    _data(
+        "renamenx key newkey",
+        "the same, if newkey is not there",
+        3,
+        write=True,
+        spread=Spread.SLOT,
+        keys=(1, 2, 1),
+    ),
+    _data(
+        "copy key newkey [replace]",
+        "copy the value to another key of the same slot",
+        3,
+        4,
+        write=True,
+        spread=Spread.SLOT,
+        keys=(1, 2, 1),
+    ),
+    _data(
+        "object encoding|refcount key",
+        "how key is kept",
+        3,
+        keys=(2, 2, 1),
+    ),
+    _data(
+        "dbsize",
+        "how many keys there are; some of them may have expired just now",
+        1,
+        spread=Spread.ALL,
+        keys=_NO_KEY,
+        combine=Combine.SUM,
+    ),
+    _data(
+        "flushall [sync|async]",
+        "remove every key; takes a second for a million of them",
+        1,
+        2,
+        write=True,
+        spread=Spread.ALL,
+        keys=_NO_KEY,
+        combine=Combine.EVERY,
+    ),
+    _data(
+        "keys pattern",
+        "all keys that match; nothing else runs meanwhile: scan is for use beside others",
+        2,
+        spread=Spread.ALL,
+        keys=_NO_KEY,
+        combine=Combine.LIST,
+    ),
+    _data("randomkey", "a key by chance", 1, spread=Spread.SOME, keys=_NO_KEY),
+    _data(
+        "scan cursor [match pattern] [count number] [type string|zset]",
+        "the next cursor, then keys; begin with 0, end at 0",
+        2,
+        8,
+        spread=Spread.SOME,
+        keys=_NO_KEY,
+    ),
+)
+
+_SORTED_SETS = (
+    _write(
+        f"zadd key {_IF} [ch] [incr] score member [score member ...]",
+        "add members to a sorted set, or move them to their score",
+        4,
+        MANY,
+    ),
+    _read(
+        "zrange key start_score end_score [byscore|bylex] [rev] [limit offset count] [withscores]",
+        "score:member pairs in score order, ends included; with any option a list, by rank without byscore",
+        4,
+        10,
+    ),
+    _read("zrank key member", "the 0-based rank of member, lowest score first", 3),
+    _read("zrevrank key member", "the 0-based rank of member, highest score first", 3),
+    _write("zrem key member [member ...]", "remove members from a sorted set", 3, MANY),
+    _read("zscore key member", "the score of member", 3),
+    _read("zmscore key member [member ...]", "the scores of members", 3, MANY),
+    _write("zincrby key increment member", "add to the score of member", 4),
+    _read("zcard key", "how many members there are", 2),
+    _read("zcount key min max", "how many scores are between; ( in front excludes a bound", 4),
+    _read("zlexcount key min max", "how many members are between; [a, (a, - and + are bounds", 4),
+    _read("zrevrange key start stop [withscores]", "members by rank, highest first", 4, 5),
+    _read(
+        "zrangebyscore key min max [withscores] [limit offset count]",
+        "members by score; ( in front excludes a bound",
+        4,
+        8,
+    ),
+    _read(
+        "zrevrangebyscore key max min [withscores] [limit offset count]",
+        "members by score, highest first",
+        4,
+        8,
+    ),
+    _read(
+        "zrangebylex key min max [limit offset count]",
+        "members in their own order, where all have one score",
+        4,
+        7,
+    ),
+    _read(
+        "zrevrangebylex key max min [limit offset count]",
+        "the same from the last",
+        4,
+        7,
+    ),
+    _write("zpopmin key [count]", "remove the lowest members, answer them with scores", 2, 3),
+    _write("zpopmax key [count]", "remove the highest members, answer them with scores", 2, 3),
+    _write("zremrangebyscore key min max", "remove members by score", 4),
+    _write("zremrangebyrank key start stop", "remove members by rank", 4),
+    _write("zremrangebylex key min max", "remove members by their own order", 4),
+    _read(
+        "zrandmember key [count [withscores]]",
+        "members by chance, the same one again if count is negative",
+        2,
+        4,
+    ),
+    _read(
+        "zscan key cursor [match pattern] [count number]",
+        "the next cursor, then members and scores; begin with 0, end at 0",
+        3,
+        7,
+    ),
+    *_algebra("zunion", "the members of any of the sets", f" {_ALGEBRA}"),
+    *_algebra("zinter", "the members of all of the sets", f" {_ALGEBRA}"),
+    *_algebra("zdiff", "the members of the first set that are in no other"),
+    _data(
+        "zintercard numkeys key [key ...] [limit number]",
+        "how many members are in all of the sets",
+        3,
+        MANY,
+        spread=Spread.SLOT,
+        keys=_NO_KEY,
+        numkeys=1,
+    ),
+)
 
 
 def _router(
@@ -127,13 +391,9 @@ def _router(
 
 
 _ROWS = (
-    _key("get", "key", "the string that key holds"),
-    _key("set", "key value", "make key hold a string, whatever it held before", write=True),
-    _key("del", "key", "remove key, a string or a sorted set", write=True),
-    _key("zadd", "key score member", "add member to a sorted set, or move it to score", write=True),
-    _key("zrange", "key start_score end_score", "score:member pairs in score order, ends included"),
-    _key("zrank", "key member", "the 0-based rank of member, lowest score first"),
-    _key("zrem", "key member", "remove member from a sorted set", write=True),
+    *_STRINGS,
+    *_ANY_KEYS,
+    *_SORTED_SETS,
     _router("ping", "[message]", "PONG, or message"),
     _router("echo", "message", "message"),
     _router("hello", "[protocol [auth user password] [setname name]]", "who the server is"),

@@ -205,8 +205,8 @@ class TestOneCommand:
         assert b"the limit is" in err
 
     def test_help_needs_no_server(self, run, free_port):
-        code, out, _ = run("help", "zadd", options=("-p", free_port))
-        assert (code, out.split(b"\n")[0]) == (0, b"zadd key score member")
+        code, out, _ = run("help", "zrank", options=("-p", free_port))
+        assert (code, out.split(b"\n")[0]) == (0, b"zrank key member")
 
 
 class TestOptions:

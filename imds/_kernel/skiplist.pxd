@@ -260,6 +260,31 @@ cdef inline Item *zset_first(const Zset *zset, double score) noexcept nogil:
     return node.next
 
 
+cdef inline size_t zset_place(const Zset *zset, double score, const uint8_t *member, size_t size) noexcept nogil:
+    """Return how many nodes come before (score, member). O(log n)."""
+    cdef Item *path[LEVELS + 1]
+    cdef size_t ranks[LEVELS + 1]
+    return _path(zset, score, member, size, path, ranks)
+
+
+cdef inline Item *zset_at(const Zset *zset, size_t rank) noexcept nogil:
+    """Return the node of this rank, or NULL. O(log n)."""
+    cdef Item *node = zset.head
+    cdef uint32_t level = zset.height
+    if rank >= zset.count:
+        return NULL
+    rank += 1
+    while level:
+        while link_of(node, level).next != NULL and link_of(node, level).span <= rank:
+            rank -= link_of(node, level).span
+            node = link_of(node, level).next
+        level -= 1
+    while rank:
+        node = node.next
+        rank -= 1
+    return node
+
+
 cdef inline void _link(Zset *zset, Item *node, Item **path, size_t *ranks) noexcept nogil:
     """Put ``node`` behind ``path``, its place."""
     cdef uint32_t level

@@ -12,12 +12,14 @@ from imds._kernel.skiplist cimport (
     zset_cost_with,
     zset_dice,
     zset_find,
+    zset_at,
     zset_first,
     zset_flaw,
     zset_free,
     zset_move,
     zset_detach,
     zset_new,
+    zset_place,
     zset_rank,
     node_free,
 )
@@ -103,6 +105,20 @@ cdef class SortedSet:
             while node != NULL and node.second.score <= high:
                 pairs.append((node.second.score, (<char *>key_of(node))[: node.size]))
                 node = node.next
+        return pairs
+
+    def place(self, double score, bytes member not None):
+        """Return how many pairs come before (score, member)."""
+        return zset_place(self._zset, score, <const uint8_t *><char *>member, <size_t>len(member))
+
+    def slice(self, size_t start, size_t stop):
+        """Return the pairs from rank ``start`` to before ``stop``."""
+        cdef list pairs = []
+        cdef Item *node = zset_at(self._zset, start)
+        while node != NULL and start < stop:
+            pairs.append((node.second.score, (<char *>key_of(node))[: node.size]))
+            node = node.next
+            start += 1
         return pairs
 
     def check(self):

@@ -6,6 +6,11 @@ What this file adds to the twin's rules:
   sets as skip lists (``skiplist.pxd``). An item has one owner: the table, a set, or the undo list.
 * A command first makes sure of the memory for its record and its undo, then changes the data, then writes the
   record: when memory ends, the command answers OOM and nothing has happened but evictions.
+* The effects of a function of ``imds/shard/keyspace.py`` are gathered beside the log, and become its record at the
+  end. When it is refused, or memory ends, what it did is undone: nothing has happened at all.
+* An entry is in the heap of deadlines while it is in the table and has one. There is room in the heap for all those
+  that the undo list may bring back.
+* A set whose entry is exchanged for another (SHELL_ADDED, SHELL_REMOVED) belongs to the one that is in the table.
 * ``used`` counts what glibc's malloc takes for entries and nodes, and TABLE_SHARE bytes for a place in a table.
 * Pointers into a table last until the table changes: an eviction changes it.
 * No operation takes long but by what it answers: the table grows by one chain at a time, and a large set that is
@@ -19,17 +24,34 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from imds._kernel cimport memory
+from imds._kernel.deadlines cimport (
+    Heap,
+    due_add,
+    due_flaw,
+    due_remove,
+    due_reserve,
+    due_trim,
+)
 from imds._kernel.entry cimport (
     IS_SET,
+    IS_TIMED,
+    NOWHERE,
+    VALUE_SIZE,
     entry_bytes,
     entry_cost,
     entry_free,
     entry_new,
+    entry_room,
     is_set,
+    is_timed,
     ring_add,
     ring_remove,
     ring_touch,
+    shell_free,
+    size_of,
+    timer_of,
     value_of,
+    when_of,
     zset_of,
 )
 from imds._kernel.memory cimport (
@@ -51,6 +73,7 @@ from imds._kernel.skiplist cimport (
     Zset,
     node_free,
     zset_add,
+    zset_at,
     zset_attach,
     zset_cost,
     zset_cost_with,
@@ -63,9 +86,12 @@ from imds._kernel.skiplist cimport (
     zset_free_some,
     zset_move,
     zset_new,
+    zset_place,
     zset_rank,
 )
 from imds._kernel.table cimport (
+    SLOTS,
+    Bucket,
     Item,
     Table,
     chain_of,
@@ -80,14 +106,18 @@ from imds._kernel.table cimport (
     table_hash,
     table_init,
     table_put,
+    table_random,
     table_remove,
     table_slot,
+    table_walk,
 )
 from imds._kernel.xxh64 cimport xxh64
 
 from imds.commands import COMMANDS, lookup
 from imds.protocol import split_request
 from imds.shard import store as _twin
+from imds.shard.keyspace import FUNCTIONS, Refused, encode
+from imds.shard.record import MAX_EFFECT as _MAX_EFFECT
 
 cdef enum:
     MISSING = 1          # statuses of imds/protocol.py
@@ -136,7 +166,7 @@ ctypedef struct Row:
     const char *name
     size_t size
     Name command
-    uint32_t tokens  # these three from the table of commands, by _read_table()
+    uint32_t tokens  # of the form that is here; others are functions. These two by _read_table()
     bint write
 
 cdef Row[7] ROWS = [
@@ -151,15 +181,49 @@ cdef Row[7] ROWS = [
 
 
 def _read_table():
+    assert len(_twin.HOT) == 7
     for i in range(7):
         command = COMMANDS[ROWS[i].name.decode()]
-        assert command.min_tokens == command.max_tokens <= MOST_TOKENS
-        ROWS[i].tokens = command.min_tokens
+        ROWS[i].tokens = _twin.HOT[command.name]
         ROWS[i].write = command.write
-    assert sum(command.in_store for command in COMMANDS.values()) == 7
+        assert command.arity_ok(ROWS[i].tokens) and ROWS[i].tokens <= MOST_TOKENS
 
 
 _read_table()
+
+# What a log may hold, and of how many tokens.
+cdef enum Kind:
+    NO_EFFECT, PUT, REMOVE, ZPUT, ZTAKE, WRITE_AT, SET_DEADLINE, PERSIST, MOVE
+
+ctypedef struct Effect:
+    const char *name
+    size_t size
+    Kind kind
+    uint32_t tokens
+
+cdef Effect[8] EFFECTS = [
+    Effect("set", 3, PUT, 3),
+    Effect("del", 3, REMOVE, 2),
+    Effect("zadd", 4, ZPUT, 4),
+    Effect("zrem", 4, ZTAKE, 3),
+    Effect("setrange", 8, WRITE_AT, 4),
+    Effect("pexpireat", 9, SET_DEADLINE, 3),
+    Effect("persist", 7, PERSIST, 2),
+    Effect("rename", 6, MOVE, 3),
+]
+assert {EFFECTS[i].name: EFFECTS[i].tokens for i in range(8)} == _twin.EFFECTS
+cdef uint64_t MAX_EFFECT = _MAX_EFFECT
+cdef uint64_t MAX_STRING = _twin.MAX_STRING
+cdef uint64_t INT_MAX = (1 << 63) - 1
+
+# Each command's row and function, by both usual spellings of its name; others go through lookup(). A command that
+# is here in its only form has none.
+cdef dict CALLS = {
+    spelling: (command, FUNCTIONS.get(name))
+    for name, command in COMMANDS.items()
+    if name in FUNCTIONS or name in _twin.HOT
+    for spelling in (name.encode(), name.upper().encode())
+}
 
 # Whole reply frames.
 cdef bytes DONE = _twin._DONE
@@ -177,15 +241,23 @@ cdef uint32_t MAX_COUNT = _twin.MAX_COUNT
 assert max(map(len, (DONE, WRONG_TYPE, BAD_SCORE, OUT_OF_MEMORY, TOO_LARGE, MALFORMED, TOO_LONG))) <= SHORT < ROOM
 
 # What rollback does. ADDED: free the entry. REPLACED: put ``other`` in its place. REMOVED: put it back. Then the
-# same for a sorted set's node, which is ``other``.
+# same for a sorted set's node, which is ``other``. SHELL_ADDED and SHELL_REMOVED: the same as for entries, but for
+# the set, which another entry has. TIMED: the deadline was ``old.when``.
 cdef enum Change:
-    ADDED, REPLACED, REMOVED, MEMBER_ADDED, MEMBER_MOVED, MEMBER_REMOVED
+    ADDED, REPLACED, REMOVED, MEMBER_ADDED, MEMBER_MOVED, MEMBER_REMOVED, SHELL_ADDED, SHELL_REMOVED, TIMED
+
+ctypedef union Old:
+    double score
+    uint64_t when
 
 ctypedef struct Undo:
     Change change
     Item *entry
     Item *other
-    double score
+    Old old
+
+cdef enum:
+    UNDO_MOST = 3  # of one effect
 
 
 cdef const uint8_t *parse(const uint8_t *at, const uint8_t *end, Request *request) noexcept nogil:
@@ -263,6 +335,67 @@ cdef void fetch_neighbours(const Request *request) noexcept nogil:
         fetch(request.entry.second.older)
 
 
+cdef int refuse(bytes refusal) except -1:
+    """Raise what a command is refused by, if it is."""
+    if refusal is not None:
+        raise Refused(refusal)
+    return 0
+
+
+cdef int walk_chain(const Table *table, uint64_t *cursor, list found) except -1:
+    """Append the (score, key) pairs of one chain, and move the cursor on. A store's entries have no score."""
+    cdef const Bucket *bucket = table_walk(table, cursor)
+    cdef Item *item
+    cdef int i
+    while bucket != NULL:
+        for i in range(SLOTS):
+            if bucket.slots[i] == 0:
+                break
+            item = item_in(bucket.slots[i])
+            found.append((item.second.score, (<char *>key_of(item))[: item.size]))
+        bucket = bucket.more
+    return 0
+
+
+cdef const Effect *find_effect(const Request *request) noexcept nogil:
+    """Return which effect the request is, or NULL."""
+    cdef int i
+    for i in range(8):
+        if (
+            request.count == EFFECTS[i].tokens
+            and request.tokens[0].size == EFFECTS[i].size
+            and memory.memcmp(request.tokens[0].at, EFFECTS[i].name, EFFECTS[i].size) == 0
+        ):
+            return &EFFECTS[i]
+    return NULL
+
+
+cdef inline uint8_t *put_token(uint8_t *at, const void *data, size_t size) noexcept nogil:
+    set_u32(at, <uint32_t>size)
+    if size:
+        memory.memcpy(at + 4, data, size)
+    return at + 4 + size
+
+
+cdef inline Token token_of(bytes text):
+    """Return the bytes object's content, which lives as long as that does."""
+    return Token(<const uint8_t *><char *>text, <size_t>len(text))
+
+
+cdef bint read_number(const Token *text, uint64_t most, uint64_t *number) noexcept nogil:
+    """Read a decimal number up to ``most``, without leading zeros; False if it is none."""
+    cdef size_t i
+    cdef uint64_t value = 0
+    if text.size == 0 or text.size > 19 or (text.at[0] == c'0' and text.size > 1):
+        return False
+    for i in range(text.size):
+        if not c'0' <= text.at[i] <= c'9':
+            return False
+        value = 10 * value + (text.at[i] - c'0')
+    number[0] = value
+    return value <= most
+
+
 cdef const Row *find_row(const Token *name) noexcept nogil:
     """Return the row of the command called ``name`` in any mixture of cases, or NULL."""
     cdef int i
@@ -284,7 +417,8 @@ cdef class UnifiedStore:
     cdef public bytes readonly
     cdef public uint64_t capacity, maxmemory, max_response
     cdef public bint evict
-    cdef readonly uint64_t used, ops, hits, misses, evictions
+    cdef public uint64_t now
+    cdef readonly uint64_t used, ops, hits, misses, evictions, expirations
     cdef object _hooks
     cdef Table _table
     cdef Item _ring
@@ -292,7 +426,11 @@ cdef class UnifiedStore:
     cdef size_t _replies     # where the replies of the running envelope begin in _out
     cdef Undo *_undo
     cdef size_t _undo_count, _undo_room
-    cdef uint64_t _evicted   # since the last commit
+    cdef uint64_t _evicted, _expired  # since the last commit
+    cdef Heap _due
+    cdef Buffer _frames      # the effects of the running function
+    cdef bint _gathering     # there is one
+    cdef bint _reading       # and it is no write
     cdef uint64_t _changes   # calls that may have changed data or order, for entries()
     cdef uint64_t _dice
     cdef bint _replaying
@@ -324,6 +462,8 @@ cdef class UnifiedStore:
             entry_free(entry)
             entry = next
         table_free(&self._table)
+        free(self._due.places)
+        free(self._frames.data)
         free(self._undo)
         free(self._out.data)
 
@@ -331,6 +471,16 @@ cdef class UnifiedStore:
     def keys(self):
         """How many keys there are."""
         return self._table.count
+
+    @property
+    def timed(self):
+        """How many keys have a deadline."""
+        return self._due.count
+
+    @property
+    def next_deadline(self):
+        """The earliest deadline, 0 if there is none."""
+        return self._due.places[0].when if self._due.count else 0
 
     # ---- batches ---------------------------------------------------------------------------------
 
@@ -404,7 +554,7 @@ cdef class UnifiedStore:
         if row == NULL:
             self._cold(request)
         elif request.count != row.tokens:
-            self._reply(WRONG_ARITY)
+            self._cold(request)
         elif row.write and self.readonly is not None:
             self._reserve_reply(<size_t>len(self.readonly))
             self._reply(self.readonly)
@@ -425,16 +575,27 @@ cdef class UnifiedStore:
         return 0
 
     cdef int _cold(self, Request *request) except -1:
-        """Answer what is no command of the store."""
+        """Answer what has no place in this file: a function of a command, or a hook."""
         cdef bytes name, frame
         cdef list tokens
         frame = UNKNOWN_COMMAND
-        if self._hooks and request.tokens[0].size <= 64:
+        if request.tokens[0].size <= 64:
             name = request.tokens[0].at[: request.tokens[0].size]
-            command = lookup(name)
-            hook = self._hooks.get(command.name if command is not None else name.decode(errors="replace"))
-            if hook is not None and command is not None and not command.arity_ok(request.count):
+            call = CALLS.get(name)
+            command = lookup(name) if call is None else call[0]
+            if call is None and command is not None:
+                call = CALLS.get(command.name.encode())
+            hook = None
+            if call is None:
+                hook = self._hooks.get(command.name if command is not None else name.decode(errors="replace"))
+            if (call is not None or hook is not None) and command is not None and not command.arity_ok(request.count):
                 frame = WRONG_ARITY
+            elif call is not None:
+                if command.write and self.readonly is not None:
+                    frame = self.readonly
+                else:
+                    tokens, _ = split_request(<bytes>request.frame[: request.size])
+                    return self._call(command.write, call[1], tokens)
             elif hook is not None:
                 tokens, _ = split_request(<bytes>request.frame[: request.size])
                 frame = hook(tokens[1:])
@@ -443,6 +604,61 @@ cdef class UnifiedStore:
             frame = TOO_LONG
         self._reply(frame)
         return 0
+
+    cdef int _call(self, bint write, object function, list tokens) except -1:
+        """Run a command's function; it has all of its effects, as one record, or none."""
+        cdef bytes frame
+        cdef size_t undo = self._undo_count
+        cdef uint64_t evicted = self._evicted, expired = self._expired
+        cdef bint done = False
+        tokens[0] = self
+        self._frames.size = 0
+        self._gathering = True
+        self._reading = not write
+        try:
+            frame = encode(function(*tokens))
+            self._reserve_reply(<size_t>len(frame))
+            if self._too_long(<size_t>len(frame)):
+                frame = TOO_LONG
+            elif self._seal():
+                done = True
+            else:
+                frame = OUT_OF_MEMORY
+        except Refused as refused:
+            frame = refused.reply
+        except MemoryError:
+            frame = OUT_OF_MEMORY
+        finally:
+            self._gathering = self._reading = False
+            buffer_empty(&self._frames)
+        if not done:
+            self._undo_to(undo, evicted, expired)
+        self._reserve_reply(<size_t>len(frame))
+        self._reply(frame)
+        return 0
+
+    cdef bint _seal(self) noexcept:
+        """Log what a function has gathered: one record, or more if it is too much for one; False without memory."""
+        cdef size_t start = 0, end = 0, at, size = self._frames.size
+        cdef uint32_t left
+        cdef const uint8_t *data = self._frames.data
+        if size and not self.log.reserve(size + 20 * (size // (MAX_EFFECT // 2) + 1)):
+            return False
+        while start < size:
+            at = start
+            while at < size:
+                left = get_u32(data + at)
+                at += 4
+                while left:
+                    at += 4 + get_u32(data + at)
+                    left -= 1
+                if at - start > MAX_EFFECT and end > start:
+                    break
+                end = at
+            memory.memcpy(self.log.begin(), data + start, end - start)
+            self.log.end(end - start)
+            start = end
+        return True
 
     def run(self, bytes frame not None):
         """Run one request, given as its frame, in the midst of the batch: for hooks; return the reply frame."""
@@ -491,43 +707,62 @@ cdef class UnifiedStore:
             self._reply(NONE)
         elif is_set(entry):
             self._reply(WRONG_TYPE)
-        elif self._too_long(8 + <size_t>entry.extra):
+        elif self._too_long(8 + size_of(entry)):
             self._reply(TOO_LONG)
         else:
-            self._reserve_reply(8 + <size_t>entry.extra)
-            buffer_put_u32(&self._out, 4 + entry.extra)
+            self._reserve_reply(8 + size_of(entry))
+            buffer_put_u32(&self._out, 4 + <uint32_t>size_of(entry))
             buffer_put_u32(&self._out, 0)
-            buffer_put(&self._out, value_of(entry), entry.extra)
+            buffer_put(&self._out, value_of(entry), size_of(entry))
         return 0
 
     cdef int _set(self, Request *request) except -1:
-        cdef Token *key = &request.tokens[1]
-        cdef Token *value = &request.tokens[2]
-        cdef Item *old = self._find(request)
-        cdef size_t cost = entry_bytes(key.size, value.size)
-        cdef int64_t change = <int64_t>cost - (<int64_t>entry_cost(old) if old != NULL else 0)
+        cdef bytes refusal = self._put(
+            &request.tokens[1], request.hash, self._find(request), &request.tokens[2], 0, request.size
+        )
+        if refusal is not None:
+            self._reply(refusal)
+        else:
+            self._effect(request)
+        return 0
+
+    cdef bytes _put(
+        self, const Token *key, uint64_t hash, Item *old, const Token *value, uint64_t when, size_t effect
+    ):
+        """Make the key hold a string; return a refusal, or None: an effect of that size may be logged then."""
+        cdef size_t cost
+        cdef int64_t change
         cdef Item *entry
-        if not self._make_room(old == NULL, change, cost):
-            return 0
-        entry = entry_new(key.at, key.size, value.at, value.size, <uint32_t>value.size)
-        if entry == NULL or not self._reserve(request.size):
-            free(entry)
-            self._reply(OUT_OF_MEMORY)
-            return 0
+        if value.size > VALUE_SIZE:
+            return TOO_LARGE
+        cost = entry_bytes(key.size, value.size, when != 0)
+        change = <int64_t>cost - (<int64_t>entry_cost(old) if old != NULL else 0)
+        refusal = self._make_room(old == NULL, change, cost)
+        if refusal is not None:
+            return refusal
+        entry = entry_new(
+            key.at, key.size, value.at, value.size, <uint32_t>value.size | (IS_TIMED if when else 0)
+        )
+        if entry == NULL or not self._reserve(effect) or (when and not due_reserve(&self._due, 1)):
+            shell_free(entry)
+            return OUT_OF_MEMORY
         if old != NULL:
+            if when_of(old):
+                due_remove(&self._due, old)
             table_put(table_slot(&self._table, old), entry)
             ring_remove(old)
-            self._remember(REPLACED, entry, old, 0)
+            self._remember(REPLACED, entry, old)
         else:
-            if not table_add(&self._table, request.hash, entry):
-                free(entry)
-                self._reply(OUT_OF_MEMORY)
-                return 0
-            self._remember(ADDED, entry, NULL, 0)
+            if not table_add(&self._table, hash, entry):
+                shell_free(entry)
+                return OUT_OF_MEMORY
+            self._remember(ADDED, entry, NULL)
         ring_add(&self._ring, entry)
+        if when:
+            timer_of(entry).when = when
+            due_add(&self._due, entry)
         self.used += change
-        self._effect(request)
-        return 0
+        return None
 
     cdef int _del(self, Request *request) except -1:
         cdef Item *entry = self._find(request)
@@ -541,105 +776,132 @@ cdef class UnifiedStore:
         return 0
 
     cdef int _zadd(self, Request *request) except -1:
-        cdef Token *key = &request.tokens[1]
-        cdef Token *member = &request.tokens[3]
         cdef double score
         cdef Item *entry
-        cdef Item *node
-        cdef Zset *zset
-        cdef size_t before
+        cdef bytes refusal
+        cdef bint changed = False
         if not read_score(request.tokens[2].at, request.tokens[2].size, &score):
             self._reply(BAD_SCORE)
             return 0
         entry = self._find(request)
-        if entry == NULL:
-            return self._zadd_new(request, score)
-        if not is_set(entry):
+        if entry != NULL and not is_set(entry):
             self._reply(WRONG_TYPE)
             return 0
+        refusal = self._zput(
+            &request.tokens[1], request.hash, entry, &request.tokens[3], score, request.size, &changed
+        )
+        if refusal is not None:
+            self._reply(refusal)
+        elif changed:
+            self._effect(request)
+        else:
+            self._reply(DONE)
+        return 0
+
+    cdef bytes _zput(
+        self,
+        const Token *key,
+        uint64_t hash,
+        Item *entry,
+        const Token *member,
+        double score,
+        size_t effect,
+        bint *changed,
+    ):
+        """Add a member to the set, which may not be there yet, or move it; return a refusal, or None.
+
+        If that changed anything, an effect of that size may be logged.
+        """
+        cdef Item *node
+        cdef Zset *zset
+        cdef size_t before, after
+        cdef uint32_t levels
+        if entry == NULL:
+            return self._zput_new(key, hash, member, score, effect, changed)
         zset = zset_of(entry)
         node = zset_find(zset, member.at, member.size)
         if node != NULL:
-            if node.second.score == score:
-                self._reply(DONE)
-            elif not self._reserve(request.size):
-                self._reply(OUT_OF_MEMORY)
-            else:
-                self._remember(MEMBER_MOVED, entry, node, node.second.score)
+            if node.second.score != score:
+                if not self._reserve(effect):
+                    return OUT_OF_MEMORY
+                self._remember_score(MEMBER_MOVED, entry, node, node.second.score)
                 zset_move(zset, node, score)
-                self._effect(request)
-            return 0
-        cdef uint32_t levels = zset_dice(zset, &self._dice)
-        cdef size_t after = zset_cost_with(zset, member.size, levels)
+                changed[0] = True
+            return None
+        levels = zset_dice(zset, &self._dice)
+        after = zset_cost_with(zset, member.size, levels)
         before = zset_cost(zset)
-        if not self._make_room(
-            False, <int64_t>(after - before), entry_bytes(key.size, sizeof(Zset *)) + after
-        ):
-            return 0
-        if self._reserve(request.size):
+        refusal = self._make_room(
+            False, <int64_t>(after - before), entry_bytes(key.size, sizeof(Zset *), is_timed(entry)) + after
+        )
+        if refusal is not None:
+            return refusal
+        if self._reserve(effect):
             node = zset_add(zset, member.at, member.size, score, levels)
         self.used += zset_cost(zset) - before
         if node == NULL:
-            self._reply(OUT_OF_MEMORY)
-            return 0
-        self._remember(MEMBER_ADDED, entry, node, 0)
-        self._effect(request)
-        return 0
+            return OUT_OF_MEMORY
+        self._remember(MEMBER_ADDED, entry, node)
+        changed[0] = True
+        return None
 
-    cdef int _zadd_new(self, Request *request, double score) except -1:
-        """zadd to a key that is not here."""
-        cdef Token *key = &request.tokens[1]
-        cdef Token *member = &request.tokens[3]
+    cdef bytes _zput_new(
+        self, const Token *key, uint64_t hash, const Token *member, double score, size_t effect, bint *changed
+    ):
+        """The same for a key that is not here."""
         cdef Zset *zset = zset_new(self._table.seed)
         cdef Item *entry = NULL
         cdef size_t cost
-        if zset == NULL or zset_add(
+        cdef bytes refusal = OUT_OF_MEMORY
+        if zset != NULL and zset_add(
             zset, member.at, member.size, score, zset_dice(zset, &self._dice)
-        ) == NULL:
-            self._reply(OUT_OF_MEMORY)
-        else:
-            cost = entry_bytes(key.size, sizeof(Zset *)) + zset_cost(zset)
-            if self._make_room(True, <int64_t>cost, cost):
+        ) != NULL:
+            cost = entry_bytes(key.size, sizeof(Zset *), False) + zset_cost(zset)
+            refusal = self._make_room(True, <int64_t>cost, cost)
+            if refusal is None:
                 entry = entry_new(key.at, key.size, &zset, sizeof(zset), IS_SET)
-                if entry != NULL and self._reserve(request.size) and table_add(&self._table, request.hash, entry):
+                if entry != NULL and self._reserve(effect) and table_add(&self._table, hash, entry):
                     ring_add(&self._ring, entry)
                     self.used += cost
-                    self._remember(ADDED, entry, NULL, 0)
-                    self._effect(request)
-                    return 0
-                self._reply(OUT_OF_MEMORY)
-        free(entry)
+                    self._remember(ADDED, entry, NULL)
+                    changed[0] = True
+                    return None
+                refusal = OUT_OF_MEMORY
+        shell_free(entry)
         if zset != NULL:
             zset_free(zset)
-        return 0
+        return refusal
 
     cdef int _zrem(self, Request *request) except -1:
         cdef Token *member = &request.tokens[2]
         cdef Item *entry = self._find(request)
         cdef Item *node
-        cdef Zset *zset
         if entry == NULL:
             self._reply(NONE)
             return 0
         if not is_set(entry):
             self._reply(WRONG_TYPE)
             return 0
-        zset = zset_of(entry)
-        node = zset_find(zset, member.at, member.size)
+        node = zset_find(zset_of(entry), member.at, member.size)
         if node == NULL:
             self._reply(NONE)
         elif not self._reserve(request.size):
             self._reply(OUT_OF_MEMORY)
         else:
-            if zset.count == 1:
-                self._drop(entry)
-            else:
-                self._remember(MEMBER_REMOVED, entry, node, 0)
-                self.used -= zset_cost(zset)
-                zset_detach(zset, node)
-                self.used += zset_cost(zset)
+            self._ztake(entry, node)
             self._effect(request)
         return 0
+
+    cdef void _ztake(self, Item *entry, Item *node) noexcept:
+        """Remove a member, and with its last one the set; there is room for the undo."""
+        cdef Zset *zset = zset_of(entry)
+        if zset.count == 1:
+            self._drop(entry)
+            return
+        self._remember(MEMBER_REMOVED, entry, node)
+        self.used -= zset_cost(zset)
+        zset_detach(zset, node)
+        self.used += zset_cost(zset)
 
     cdef int _zrange(self, Request *request) except -1:
         cdef double low, high
@@ -705,17 +967,27 @@ cdef class UnifiedStore:
 
     # ---- what commands are made of ---------------------------------------------------------------
 
-    cdef inline Item *_find(self, const Request *request) noexcept:
+    cdef inline Item *_find(self, const Request *request) except? NULL:
         """Return the entry of the request's key, made the most recently used, or NULL."""
-        cdef const Token *key = &request.tokens[1]
-        cdef uint64_t *slot = table_find(&self._table, request.hash, key.at, key.size)
+        return self._look(&request.tokens[1], request.hash, True)
+
+    cdef inline Item *_look(self, const Token *key, uint64_t hash, bint use) except? NULL:
+        """The same for any key, made the most recently used only with ``use``. MemoryError: it could not go."""
+        cdef uint64_t *slot = table_find(&self._table, hash, key.at, key.size)
+        cdef Item *entry
         if slot == NULL:
             return NULL
-        ring_touch(&self._ring, item_in(slot[0]))
-        return item_in(slot[0])
+        entry = item_in(slot[0])
+        if is_timed(entry) and timer_of(entry).when - 1 < self.now:  # 0, for none, is more than any time then
+            if self.readonly is None and not self._expire(entry):
+                raise MemoryError
+            return NULL
+        if use:
+            ring_touch(&self._ring, entry)
+        return entry
 
-    cdef inline Item *_read(self, const Request *request) noexcept:
-        """The same, counted as a hit or a miss."""
+    cdef inline Item *_read(self, const Request *request) except? NULL:
+        """The same as _find, counted as a hit or a miss."""
         cdef Item *entry = self._find(request)
         if entry == NULL:
             self.misses += 1
@@ -725,62 +997,422 @@ cdef class UnifiedStore:
 
     cdef void _drop(self, Item *entry) noexcept:
         """Remove the entry, so that it can be put back; there is room for the undo."""
+        self._take_out(entry)
+        self._remember(REMOVED, entry, NULL)
+
+    cdef void _take_out(self, Item *entry) noexcept:
+        """Take the entry out of table, ring and heap."""
         cdef uint64_t hash = table_hash(&self._table, key_of(entry), entry.size)
         table_remove(&self._table, hash, table_slot(&self._table, entry))
         ring_remove(entry)
+        if when_of(entry):
+            due_remove(&self._due, entry)
         self.used -= entry_cost(entry)
-        self._remember(REMOVED, entry, NULL, 0)
 
-    cdef bint _make_room(self, bint new, int64_t change, size_t alone) noexcept:
-        """Evict until a write fits that counts ``change`` bytes more; False if the refusal has been replied."""
+    cdef bint _put_back(self, Item *entry) noexcept:
+        """Put the entry into all of them, the heap having room; False if the table has none."""
+        if not table_add(&self._table, table_hash(&self._table, key_of(entry), entry.size), entry):
+            return False
+        ring_add(&self._ring, entry)
+        if when_of(entry):
+            due_add(&self._due, entry)
+        self.used += entry_cost(entry)
+        return True
+
+    cdef bytes _make_room(self, bint new, int64_t change, size_t alone):
+        """Evict until a write fits that counts ``change`` bytes more; return a refusal, or None."""
         cdef uint64_t capacity = self.capacity if new and not self._replaying else 0
         cdef uint64_t maxmemory = self.maxmemory if change > 0 and not self._replaying else 0
         while (capacity and self._table.count >= capacity) or (maxmemory and self.used + change > maxmemory):
             if maxmemory and alone > maxmemory:
-                self._reply(TOO_LARGE)
-                return False
+                return TOO_LARGE
             if not self.evict or not self._evict():
-                self._reply(OUT_OF_MEMORY)
-                return False
-        return True
+                return OUT_OF_MEMORY
+        return None
 
     cdef bint _evict(self) noexcept:
         """Remove the least recently used key; False if there is no memory to log it."""
-        cdef Item *entry = self._ring.next
-        cdef size_t size = 15 + <size_t>entry.size
-        cdef uint8_t *at
-        if not self._reserve(size):
+        if not self._remove(self._ring.next):
             return False
-        at = self.log.begin()
-        set_u32(at, 2)
-        set_u32(at + 4, 3)
-        memory.memcpy(at + 8, b"del", 3)
-        set_u32(at + 11, entry.size)
-        memory.memcpy(at + 15, key_of(entry), entry.size)
-        self.log.end(size)
-        self._drop(entry)
         self.evictions += 1
         self._evicted += 1
         return True
 
+    cdef bint _expire(self, Item *entry) noexcept:
+        """Remove a key whose deadline has come; False if there is no memory to log it."""
+        if not self._remove(entry):
+            return False
+        self.expirations += 1
+        self._expired += 1
+        return True
+
+    cdef bint _remove(self, Item *entry) noexcept:
+        """Remove the key, logged; False if there is no memory for that."""
+        cdef Token key = Token(key_of(entry), entry.size)
+        if not self._reserve(15 + key.size):
+            return False
+        self._log(b"del", 3, 2, &key, NULL, NULL)
+        self._drop(entry)
+        return True
+
+    # ---- the operations of keyspace.py ---------------------------------------------------------------
+
+    cdef Item *_entry(self, bytes key, bint use) except? NULL:
+        """Return the key's entry, made the most recently used with ``use``, or NULL."""
+        cdef Token token = token_of(key)
+        return self._look(&token, table_hash(&self._table, token.at, token.size), use)
+
+    cdef Item *_there(self, bytes key) except NULL:
+        """Return the key's entry, which is there."""
+        cdef Item *entry = self._entry(key, True)
+        if entry == NULL:
+            raise KeyError(key)
+        return entry
+
+    cdef Item *_set_at(self, bytes key) except? NULL:
+        """Return the entry of a sorted set, or NULL."""
+        cdef Item *entry = self._entry(key, True)
+        if entry != NULL and not is_set(entry):
+            raise Refused(WRONG_TYPE)
+        return entry
+
+    cdef int _count(self, Item *entry) except -1:
+        """Count a look at a key by a command that reads."""
+        if self._reading:
+            if entry == NULL:
+                self.misses += 1
+            else:
+                self.hits += 1
+        return 0
+
+    def kind(self, bytes key not None):
+        """Return what the key holds."""
+        cdef Item *entry = self._entry(key, False)
+        if entry == NULL:
+            return None
+        return "zset" if is_set(entry) else "string"
+
+    def touch(self, bytes key not None):
+        """Make the key the most recently used; return whether it is there."""
+        return self._entry(key, True) != NULL
+
+    def remove(self, bytes key not None):
+        """Remove the key; return whether it was there."""
+        cdef Item *entry = self._entry(key, True)
+        if entry == NULL:
+            return False
+        if not self._remove(entry):
+            raise MemoryError
+        return True
+
+    def move(self, bytes key not None, bytes to not None):
+        """Give what ``key`` holds another key."""
+        cdef Token target = token_of(to)
+        refuse(self._move(self._there(key), &target))
+
+    cdef bytes _move(self, Item *entry, const Token *to):
+        """Give the entry another key; return a refusal, or None."""
+        cdef Token key = Token(key_of(entry), entry.size)
+        cdef uint64_t hash = table_hash(&self._table, to.at, to.size)
+        cdef Item *old = self._look(to, hash, True)
+        cdef Item *moved
+        cdef size_t size = sizeof(Zset *) if is_set(entry) else size_of(entry)
+        cdef size_t before = entry_bytes(key.size, size, is_timed(entry))
+        cdef size_t after = entry_bytes(to.size, size, is_timed(entry))
+        ring_touch(&self._ring, entry)
+        refusal = self._make_room(False, <int64_t>after - <int64_t>before, entry_cost(entry) - before + after)
+        if refusal is not None:
+            return refusal
+        old = self._look(to, hash, False)
+        moved = entry_new(to.at, to.size, value_of(entry), size, entry.extra)
+        if moved == NULL or not self._reserve(22 + key.size + to.size) or not table_add(&self._table, hash, moved):
+            shell_free(moved)
+            return OUT_OF_MEMORY
+        self._log(b"rename", 6, 3, &key, to, NULL)
+        if old != NULL:
+            self._drop(old)
+        self._exchange(entry, moved, when_of(entry))
+        return None
+
+    cdef void _exchange(self, Item *entry, Item *other, uint64_t when) noexcept:
+        """Remove ``entry`` for ``other``, which holds the same and is in the table; there is room for the undo."""
+        self._take_out(entry)
+        self._remember(SHELL_REMOVED, entry, NULL)
+        ring_add(&self._ring, other)
+        self.used += entry_cost(other)
+        self._remember(SHELL_ADDED, other, NULL)
+        if is_timed(other):
+            self._set_timer(other, when)
+
+    def deadline(self, bytes key not None):
+        """Return the deadline, 0 if there is none, None if there is no key."""
+        cdef Item *entry = self._entry(key, False)
+        return None if entry == NULL else when_of(entry)
+
+    def set_deadline(self, bytes key not None, uint64_t when):
+        """Set the deadline, or remove it by 0."""
+        refuse(self._set_deadline(self._there(key), when))
+
+    cdef bytes _set_deadline(self, Item *entry, uint64_t when):
+        """Give the entry a deadline, 0 for none; return a refusal, or None."""
+        cdef Token key = Token(key_of(entry), entry.size)
+        cdef uint8_t digits[20]
+        cdef Token text = Token(<const uint8_t *>digits, write_digits(digits, when))
+        cdef Item *timed
+        cdef size_t size = sizeof(Zset *) if is_set(entry) else size_of(entry)
+        cdef size_t before, after
+        if when_of(entry) == when:
+            return None
+        if not is_timed(entry):
+            before = entry_bytes(key.size, size, False)
+            after = entry_bytes(key.size, size, True)
+            refusal = self._make_room(False, <int64_t>(after - before), entry_cost(entry) - before + after)
+            if refusal is not None:
+                return refusal
+        if not self._reserve(25 + key.size + text.size) or not due_reserve(&self._due, 1):
+            return OUT_OF_MEMORY
+        if is_timed(entry):
+            self._undo[self._undo_count].old.when = timer_of(entry).when
+            self._remember(TIMED, entry, NULL)
+            self._set_timer(entry, when)
+        else:
+            timed = entry_new(key.at, key.size, value_of(entry), size, entry.extra | IS_TIMED)
+            if timed == NULL or not table_add(
+                &self._table, table_hash(&self._table, key.at, key.size), timed
+            ):
+                shell_free(timed)
+                return OUT_OF_MEMORY
+            self._exchange(entry, timed, when)
+        if when:
+            self._log(b"pexpireat", 9, 3, &key, &text, NULL)
+        else:
+            self._log(b"persist", 7, 2, &key, NULL, NULL)
+        return None
+
+    def memory(self, bytes key not None):
+        """Return what the key is counted with."""
+        cdef Item *entry = self._entry(key, False)
+        return None if entry == NULL else entry_cost(entry)
+
+    def scan(self, uint64_t cursor, size_t count):
+        """Return the next cursor and about ``count`` keys."""
+        cdef list found = []
+        cdef list chain = []
+        while True:
+            walk_chain(&self._table, &cursor, chain)
+            found += [key for _score, key in chain if self.kind(key) is not None]
+            chain.clear()
+            if cursor == 0 or <size_t>len(found) >= count:
+                return cursor, found
+
+    def random_key(self):
+        """Return a key by chance."""
+        cdef Item *entry
+        self._dice ^= self._dice << 13
+        self._dice ^= self._dice >> 7
+        self._dice ^= self._dice << 17
+        entry = table_random(&self._table, self._dice)
+        return None if entry == NULL else (<char *>key_of(entry))[: entry.size]
+
+    def flush(self):
+        """Remove every key."""
+        while self._ring.next != &self._ring:
+            if not self._remove(self._ring.next):
+                raise MemoryError
+
+    def string(self, bytes key not None):
+        """Return the string."""
+        cdef Item *entry = self._entry(key, True)
+        self._count(entry)
+        if entry == NULL:
+            return None
+        if is_set(entry):
+            raise Refused(WRONG_TYPE)
+        return (<char *>value_of(entry))[: size_of(entry)]
+
+    def put(self, bytes key not None, bytes value not None, uint64_t when=0):
+        """Make the key hold a string."""
+        cdef Token name = token_of(key)
+        cdef Token content = token_of(value)
+        cdef uint8_t digits[20]
+        cdef Token text = Token(<const uint8_t *>digits, write_digits(digits, when))
+        cdef uint64_t hash = table_hash(&self._table, name.at, name.size)
+        cdef size_t effect = 19 + name.size + content.size + 25 + name.size + text.size
+        refuse(self._put(&name, hash, self._look(&name, hash, True), &content, when, effect))
+        self._log(b"set", 3, 3, &name, &content, NULL)
+        if when:
+            self._log(b"pexpireat", 9, 3, &name, &text, NULL)
+
+    def write_at(self, bytes key not None, size_t offset, bytes data not None):
+        """Overwrite a part of the string, which is there."""
+        cdef Token content = token_of(data)
+        refuse(self._write_at(self._there(key), offset, &content))
+        return size_of(self._there(key))
+
+    cdef bytes _write_at(self, Item *old, size_t offset, const Token *data):
+        """Put a string in the entry's place that has this in it; return a refusal, or None."""
+        cdef Token key = Token(key_of(old), old.size)
+        cdef uint8_t digits[20]
+        cdef Token text = Token(<const uint8_t *>digits, write_digits(digits, offset))
+        cdef size_t end = offset + data.size
+        cdef size_t size = end if end > size_of(old) else size_of(old)
+        cdef size_t before = size_of(old)
+        cdef Item *entry
+        cdef size_t cost = entry_bytes(key.size, size, is_timed(old))
+        if size > VALUE_SIZE:
+            return TOO_LARGE
+        refusal = self._make_room(False, <int64_t>cost - <int64_t>entry_cost(old), cost)
+        if refusal is not None:
+            return refusal
+        entry = entry_room(old, size)
+        if entry == NULL or not self._reserve(28 + key.size + text.size + data.size):
+            shell_free(entry)
+            return OUT_OF_MEMORY
+        memory.memcpy(value_of(entry), value_of(old), before)
+        if offset > before:
+            memory.memset(value_of(entry) + before, 0, offset - before)
+        memory.memcpy(value_of(entry) + offset, data.at, data.size)
+        self._log(b"setrange", 8, 4, &key, &text, data)
+        table_put(table_slot(&self._table, old), entry)
+        ring_remove(old)
+        ring_add(&self._ring, entry)
+        if is_timed(old):
+            if timer_of(old).when:
+                due_remove(&self._due, old)
+            self._set_timer(entry, timer_of(old).when)
+        self._remember(REPLACED, entry, old)
+        self.used += cost - entry_cost(old)
+        return None
+
+    def members(self, bytes key not None):
+        """Return how many members the sorted set has."""
+        cdef Item *entry = self._entry(key, True)
+        self._count(entry)
+        if entry == NULL:
+            return 0
+        if not is_set(entry):
+            raise Refused(WRONG_TYPE)
+        return zset_of(entry).count
+
+    def zscore(self, bytes key not None, bytes member not None):
+        """Return the member's score."""
+        cdef Item *entry = self._set_at(key)
+        cdef Token name = token_of(member)
+        cdef Item *node = zset_find(zset_of(entry), name.at, name.size) if entry != NULL else NULL
+        return None if node == NULL else node.second.score
+
+    def zplace(self, bytes key not None, double score, bytes member not None=b""):
+        """Return how many pairs come before (score, member)."""
+        cdef Item *entry = self._set_at(key)
+        cdef Token name = token_of(member)
+        return 0 if entry == NULL else zset_place(zset_of(entry), score, name.at, name.size)
+
+    def zslice(self, bytes key not None, size_t start, size_t stop):
+        """Return the pairs from rank ``start`` to before ``stop``."""
+        cdef Item *entry = self._set_at(key)
+        cdef Item *node = zset_at(zset_of(entry), start) if entry != NULL else NULL
+        cdef list pairs = []
+        while node != NULL and start < stop:
+            pairs.append((node.second.score, (<char *>key_of(node))[: node.size]))
+            node = node.next
+            start += 1
+        return pairs
+
+    def zput(self, bytes key not None, double score, bytes member not None):
+        """Add the member, or move it."""
+        cdef Token name = token_of(key)
+        cdef Token content = token_of(member)
+        cdef uint8_t digits[SCORE_TEXT]
+        cdef Token text = Token(<const uint8_t *>digits, write_score(digits, score))
+        cdef uint64_t hash = table_hash(&self._table, name.at, name.size)
+        cdef bint changed = False
+        cdef size_t effect = 24 + name.size + text.size + content.size
+        refuse(self._zput(&name, hash, self._set_at(key), &content, score, effect, &changed))
+        if changed:
+            self._log(b"zadd", 4, 4, &name, &text, &content)
+
+    def ztake(self, bytes key not None, bytes member not None):
+        """Remove the member."""
+        cdef Item *entry = self._set_at(key)
+        cdef Token name = token_of(key)
+        cdef Token content = token_of(member)
+        cdef Item *node = zset_find(zset_of(entry), content.at, content.size) if entry != NULL else NULL
+        if node == NULL:
+            return False
+        if not self._reserve(20 + name.size + content.size):
+            raise MemoryError
+        self._log(b"zrem", 4, 3, &name, &content, NULL)
+        self._ztake(entry, node)
+        return True
+
+    def zscan(self, bytes key not None, uint64_t cursor, size_t count):
+        """Return the next cursor and about ``count`` pairs; all of them of a set without a table."""
+        cdef Item *entry = self._set_at(key)
+        cdef Zset *zset
+        cdef list found = []
+        if entry == NULL:
+            return 0, found
+        zset = zset_of(entry)
+        if zset.table == NULL:
+            return 0, self.zslice(key, 0, zset.count)
+        while True:
+            walk_chain(zset.table, &cursor, found)
+            if cursor == 0 or <size_t>len(found) >= count:
+                return cursor, found
+
     # ---- effects and their undo ------------------------------------------------------------------
 
     cdef bint _reserve(self, size_t size) noexcept:
-        """Make sure of the memory for one effect of ``size`` bytes and its undo; False if there is none."""
+        """Make sure of the memory for effects of ``size`` bytes and their undo; False if there is none."""
         cdef void *grown
         cdef size_t room
-        if self._undo_count == self._undo_room:
+        if self._undo_room - self._undo_count < UNDO_MOST:
             room = 2 * self._undo_room + 64
             grown = alloc_grow(self._undo, room * sizeof(Undo))
             if grown == NULL:
                 return False
             self._undo = <Undo *>grown
             self._undo_room = room
-        return self._replaying or self.log.reserve(size)
+        if self._replaying:
+            return True
+        return buffer_reserve(&self._frames, size) if self._gathering else self.log.reserve(size)
 
-    cdef inline void _remember(self, Change change, Item *entry, Item *other, double score) noexcept:
-        self._undo[self._undo_count] = Undo(change, entry, other, score)
+    cdef inline void _remember(self, Change change, Item *entry, Item *other) noexcept:
+        cdef Undo *undo = &self._undo[self._undo_count]
+        undo.change = change
+        undo.entry = entry
+        undo.other = other
         self._undo_count += 1
+
+    cdef inline void _remember_score(self, Change change, Item *entry, Item *node, double score) noexcept:
+        self._undo[self._undo_count].old.score = score
+        self._remember(change, entry, node)
+
+    cdef void _log(
+        self,
+        const char *name,
+        size_t size,
+        uint32_t count,
+        const Token *key,
+        const Token *second,
+        const Token *third,
+    ) noexcept:
+        """Log an effect of ``count`` tokens, the name among them; there is room."""
+        cdef uint8_t *start
+        cdef uint8_t *at
+        if self._replaying:
+            return
+        start = self._frames.data + self._frames.size if self._gathering else self.log.begin()
+        set_u32(start, count)
+        at = put_token(put_token(start + 4, name, size), key.at, key.size)
+        if second != NULL:
+            at = put_token(at, second.at, second.size)
+        if third != NULL:
+            at = put_token(at, third.at, third.size)
+        if self._gathering:
+            self._frames.size += <size_t>(at - start)
+        else:
+            self.log.end(<size_t>(at - start))
 
     cdef inline void _effect(self, Request *request) noexcept:
         """Log the request, its name in lower case, and reply that it is done."""
@@ -801,7 +1433,7 @@ cdef class UnifiedStore:
             entry_free(entry)
             return
         zset = zset_of(entry)
-        free(entry)
+        shell_free(entry)
         zset.next = self._gone
         self._gone = zset
         self.dying += 1
@@ -823,9 +1455,12 @@ cdef class UnifiedStore:
                 self._free(undo.other)
             elif undo.change == REMOVED:
                 self._free(undo.entry)
+            elif undo.change == SHELL_REMOVED:
+                shell_free(undo.entry)
             elif undo.change == MEMBER_REMOVED:
                 node_free(undo.other)
         self._undo_count = 0
+        due_trim(&self._due)
         if self._undo_room > 1 << 16:
             free(self._undo)
             self._undo = NULL
@@ -835,7 +1470,7 @@ cdef class UnifiedStore:
         """The effects since the last commit are in the file: they stay."""
         self._changes += 1
         self._forget()
-        self._evicted = 0
+        self._evicted = self._expired = 0
         self.log.commit()
 
     def rollback(self):
@@ -843,49 +1478,75 @@ cdef class UnifiedStore:
 
         Raises MemoryError if a table cannot get a bucket back; the store is of no use then.
         """
+        self._changes += 1
+        self._undo_to(0, 0, 0)
+        self.log.rollback()
+
+    cdef int _undo_to(self, size_t count, uint64_t evicted, uint64_t expired) except -1:
+        """Put back the data, until ``count`` effects, with so many evictions and expirations, are left to undo."""
         cdef Undo *undo
         cdef Item *entry
         cdef Zset *zset
-        cdef uint64_t hash
-        self._changes += 1
-        while self._undo_count:
+        while self._undo_count > count:
             self._undo_count -= 1
             undo = &self._undo[self._undo_count]
             entry = undo.entry
             if undo.change == REPLACED:
+                if when_of(entry):
+                    due_remove(&self._due, entry)
                 table_put(table_slot(&self._table, entry), undo.other)
                 ring_remove(entry)
                 ring_add(&self._ring, undo.other)
+                if when_of(undo.other):
+                    due_add(&self._due, undo.other)
                 self.used += entry_cost(undo.other) - entry_cost(entry)
                 self._free(entry)
-                continue
-            if undo.change == ADDED:
-                self.used -= entry_cost(entry)
-                hash = table_hash(&self._table, key_of(entry), entry.size)
-                table_remove(&self._table, hash, table_slot(&self._table, entry))
-                ring_remove(entry)
+            elif undo.change == ADDED:
+                self._take_out(entry)
                 self._free(entry)
-                continue
-            if undo.change == REMOVED:
-                hash = table_hash(&self._table, key_of(entry), entry.size)
-                if not table_add(&self._table, hash, entry):
+            elif undo.change == SHELL_ADDED:
+                self._take_out(entry)
+                shell_free(entry)
+            elif undo.change == REMOVED or undo.change == SHELL_REMOVED:
+                if not self._put_back(entry):
                     raise MemoryError
-                ring_add(&self._ring, entry)
-                self.used += entry_cost(entry)
-                continue
-            zset = zset_of(entry)
-            self.used -= zset_cost(zset)
-            if undo.change == MEMBER_ADDED:
-                zset_detach(zset, undo.other)
-                node_free(undo.other)
-            elif undo.change == MEMBER_MOVED:
-                zset_move(zset, undo.other, undo.score)
-            elif not zset_attach(zset, undo.other):
-                raise MemoryError
-            self.used += zset_cost(zset)
-        self.evictions -= self._evicted
-        self._evicted = 0
-        self.log.rollback()
+            elif undo.change == TIMED:
+                self._set_timer(entry, undo.old.when)
+                ring_touch(&self._ring, entry)
+            else:
+                zset = zset_of(entry)
+                self.used -= zset_cost(zset)
+                if undo.change == MEMBER_ADDED:
+                    zset_detach(zset, undo.other)
+                    node_free(undo.other)
+                elif undo.change == MEMBER_MOVED:
+                    zset_move(zset, undo.other, undo.old.score)
+                elif not zset_attach(zset, undo.other):
+                    raise MemoryError
+                self.used += zset_cost(zset)
+        self.evictions -= self._evicted - evicted
+        self.expirations -= self._expired - expired
+        self._evicted = evicted
+        self._expired = expired
+        return 0
+
+    cdef void _set_timer(self, Item *entry, uint64_t when) noexcept:
+        """Give a timed entry this deadline, 0 for none; the heap has room."""
+        if timer_of(entry).when:
+            due_remove(&self._due, entry)
+        timer_of(entry).when = when
+        if when:
+            due_add(&self._due, entry)
+
+    def expire(self, size_t most):
+        """Remove, logged, up to ``most`` keys whose deadline has come, earliest first; return how many."""
+        cdef size_t done = 0
+        self._changes += 1
+        while done < most and self._due.count and self._due.places[0].when <= self.now:
+            if not self._expire(self._due.places[0].entry):
+                break  # there is no memory to log it; another time
+            done += 1
+        return done
 
     def replay(self, records):
         """Apply the effects of ``records``, whole and verified; return how many there are.
@@ -895,48 +1556,97 @@ cdef class UnifiedStore:
         cdef Py_buffer view
         self._changes += 1
         PyObject_GetBuffer(records, &view, PyBUF_SIMPLE)
-        readonly = self.readonly
-        self.readonly = None
+        now = self.now
+        self.now = 0
         self._replaying = True
         try:
             return self._replay(<const uint8_t *>view.buf, <size_t>view.len)
         finally:
             self._replaying = False
-            self.readonly = readonly
-            buffer_empty(&self._out)
+            self.now = now
             PyBuffer_Release(&view)
 
     cdef object _replay(self, const uint8_t *data, size_t size):
         cdef size_t pos = 0, length
         cdef uint64_t count = 0
+        cdef const uint8_t *at
+        cdef const uint8_t *end
         cdef Request request
-        cdef const Row *row
+        cdef const Effect *effect
         while pos < size:
             length = get_u32(data + pos + 8) if size - pos >= RECORD_HEADER else size
             if length > size - pos - RECORD_HEADER:
                 raise ValueError("the records end within one")
-            self._out.size = self._replies = 0
-            self._reserve_reply(ROOM)
             pos += RECORD_HEADER
-            row = NULL
-            if parse(data + pos, data + pos + length, &request) == data + pos + length and request.count:
-                row = find_row(&request.tokens[0])
-            if row != NULL and row.write and memory.memcmp(row.name, request.tokens[0].at, row.size) == 0:
-                if request.count > 1:
-                    request.hash = table_hash(&self._table, request.tokens[1].at, request.tokens[1].size)
-                self._answer(&request)
-            if self._out.size == 0 or get_u32(self._out.data + 4) > MISSING:
-                if self._out.size == <size_t>len(OUT_OF_MEMORY) and not memory.memcmp(
-                    self._out.data, <char *>OUT_OF_MEMORY, self._out.size
-                ):
-                    raise MemoryError
-                effect = (<char *>data + pos)[: length if length < 60 else <size_t>60]
+            end = data + pos + length
+            at = data + pos
+            effect = NULL
+            while at != NULL and at < end:  # first whether it is one as a whole
+                at = parse(at, end, &request)
+                effect = find_effect(&request) if at != NULL else NULL
+                if effect == NULL:
+                    break
+            at = data + pos
+            while effect != NULL and at < end:
+                at = parse(at, end, &request)
+                effect = find_effect(&request)
+                request.hash = table_hash(&self._table, request.tokens[1].at, request.tokens[1].size)
+                if not self._apply(effect.kind, &request):
+                    effect = NULL
+            if effect == NULL:
+                start = (<char *>data + pos)[: length if length < 60 else <size_t>60]
                 number = get_u64(data + pos - 8)
-                raise ValueError(f"record {number} is no write of this version: {effect!r}")
+                raise ValueError(f"record {number} is no write of this version: {start!r}")
             self._forget()
             pos += length
             count += 1
         return count
+
+    cdef bint _apply(self, Kind kind, Request *request) except -1:
+        """Apply an effect of the log; False if there can be none like it."""
+        cdef Token *key = &request.tokens[1]
+        cdef Token *second = &request.tokens[2]
+        cdef Token *third = &request.tokens[3]
+        cdef Item *entry = self._find(request)
+        cdef Item *node
+        cdef double score
+        cdef uint64_t number = 0
+        cdef bint changed = False
+        cdef bytes refusal = None
+        if kind == PUT:
+            refusal = self._put(key, request.hash, entry, second, 0, 0)
+        elif kind == REMOVE:
+            if entry != NULL and not self._remove(entry):
+                raise MemoryError
+        elif kind == ZPUT:
+            if (entry != NULL and not is_set(entry)) or not read_score(second.at, second.size, &score):
+                return False
+            refusal = self._zput(key, request.hash, entry, third, score, 0, &changed)
+        elif kind == ZTAKE:
+            if entry != NULL and not is_set(entry):
+                return False
+            node = zset_find(zset_of(entry), second.at, second.size) if entry != NULL else NULL
+            if node != NULL:
+                if not self._reserve(0):
+                    raise MemoryError
+                self._ztake(entry, node)
+        elif entry == NULL:
+            return False
+        elif kind == WRITE_AT:
+            if is_set(entry) or not read_number(second, MAX_STRING, &number):
+                return False
+            refusal = self._write_at(entry, <size_t>number, third)
+        elif kind == MOVE:
+            if key.size == second.size and memory.memcmp(key.at, second.at, key.size) == 0:
+                return False
+            refusal = self._move(entry, second)
+        else:
+            if kind == SET_DEADLINE and not (read_number(second, INT_MAX, &number) and number):
+                return False
+            refusal = self._set_deadline(entry, number)
+        if refusal is not None:
+            raise MemoryError
+        return True
 
     def enforce_limits(self):
         """Evict, logged, until the data is within its limits, if eviction is the policy."""
@@ -951,7 +1661,7 @@ cdef class UnifiedStore:
     # ---- the whole of the data -------------------------------------------------------------------
 
     def entries(self):
-        """Yield each key with its string or its (score, member) pairs, least recently used first."""
+        """Yield each key with its string or its (score, member) pairs, and its deadline, least recently used first."""
         cdef Item *entry = self._ring.next
         cdef Item *node
         cdef list pairs
@@ -964,9 +1674,9 @@ cdef class UnifiedStore:
                 while node != NULL:
                     pairs.append((node.second.score, (<char *>key_of(node))[: node.size]))
                     node = node.next
-                yield key, pairs
+                yield key, pairs, when_of(entry)
             else:
-                yield key, (<char *>value_of(entry))[: entry.extra]
+                yield key, (<char *>value_of(entry))[: size_of(entry)], when_of(entry)
             if self._changes != changes:
                 raise RuntimeError("the store changed between two of its entries")
             entry = entry.next
@@ -987,7 +1697,10 @@ cdef class UnifiedStore:
                     chain = xxh64(key_of(node), node.size, xxh64(score, 8, chain))
                     node = node.next
             else:
-                chain = xxh64(value_of(entry), entry.extra, xxh64(key_of(entry), entry.size, 1))
+                chain = xxh64(value_of(entry), size_of(entry), xxh64(key_of(entry), entry.size, 1))
+            if when_of(entry):
+                set_u64(score, when_of(entry))
+                chain = xxh64(score, 8, chain)
             total += chain
             entry = entry.next
         return total
@@ -997,15 +1710,20 @@ cdef class UnifiedStore:
         cdef Item *entry = self._ring.next
         cdef Item *older = &self._ring
         cdef const char *flaw = table_flaw(&self._table)
-        cdef size_t count = 0, used = 0
+        cdef size_t count = 0, used = 0, timed = 0
+        if flaw == NULL:
+            flaw = due_flaw(&self._due)
         state = f"{self.keys} keys, used {self.used}, {self._undo_count} to undo"
         while flaw == NULL and entry != &self._ring:
             count += 1
             used += entry_cost(entry)
+            timed += when_of(entry) != 0
             if entry.second.older != older:
                 flaw = "ring: a wrong way back"
             elif table_slot(&self._table, entry) == NULL:
                 flaw = "store: a key that is not found"
+            elif is_timed(entry) and (when_of(entry) != 0) is not (timer_of(entry).place != NOWHERE):
+                flaw = "store: a deadline that is not in the heap, or a place in it without one"
             elif is_set(entry) and zset_of(entry).count == 0:
                 flaw = "store: an empty set"
             elif is_set(entry):
@@ -1018,6 +1736,12 @@ cdef class UnifiedStore:
             raise AssertionError(f"{count} keys in the ring: {state}")
         if used != self.used:
             raise AssertionError(f"counted {used}: {state}")
+        if timed != self._due.count:
+            raise AssertionError(f"{timed} keys with a deadline, {self._due.count} in the heap: {state}")
+        if self._gathering or self._reading:
+            raise AssertionError(f"a function that has not ended: {state}")
+        if self._expired > self.expirations:
+            raise AssertionError(f"{self._expired} of {self.expirations} gone: {state}")
         if self._evicted > self.evictions:
             raise AssertionError(f"{self._evicted} of {self.evictions} evicted: {state}")
         if self.log.pending() and not self._undo_count:

@@ -354,6 +354,57 @@ cdef inline void table_remove(Table *table, uint64_t hash, uint64_t *slot) noexc
         _shrink(table)
 
 
+cdef inline uint64_t _reversed(uint64_t bits) noexcept nogil:
+    cdef uint64_t found = 0
+    cdef int i
+    for i in range(64):
+        found = found << 1 | (bits & 1)
+        bits >>= 1
+    return found
+
+
+cdef inline Bucket *table_walk(const Table *table, uint64_t *cursor) noexcept nogil:
+    """Return the chain that a walk over the table comes to at ``cursor``, and move that on; it is 0 at the end.
+
+    A chain has all hashes with the same low bits: as many as tell it apart from the others. The walk takes the
+    chains in the order of these bits read backwards. A chain that is split, or joined to another, keeps its place
+    in that order; so whatever is in the table from the walk's start to its end is met, if perhaps twice. (The
+    order is that of Redis' SCAN, by Pieter Noordhuis.)
+    """
+    cdef size_t mask = 2 * table.mask + 1, chain = <size_t>cursor[0] & mask
+    if chain >= table.buckets:
+        chain &= table.mask
+    if chain <= table.mask and chain + table.mask + 1 >= table.buckets:
+        mask = table.mask  # it has not been split yet
+    cursor[0] = _reversed(_reversed(cursor[0] | ~<uint64_t>mask) + 1)
+    return _bucket(table, chain)
+
+
+cdef inline Item *table_random(const Table *table, uint64_t dice) noexcept nogil:
+    """Return an item by chance, or NULL if there is none. Items of short chains are somewhat more likely."""
+    cdef Bucket *bucket
+    cdef size_t count = 0
+    cdef int i
+    if table.count == 0:
+        return NULL
+    while True:
+        bucket = _bucket(table, dice % table.buckets)
+        while bucket != NULL and bucket.slots[0]:
+            for i in range(SLOTS):
+                count += bucket.slots[i] != 0
+            bucket = bucket.more
+        if count:
+            break
+        dice = dice * 6364136223846793005u + 1442695040888963407u
+        dice ^= dice >> 29
+    count = (dice >> 40) % count
+    bucket = _bucket(table, dice % table.buckets)
+    while count >= SLOTS:
+        count -= SLOTS
+        bucket = bucket.more
+    return item_in(bucket.slots[count])
+
+
 cdef inline const char *table_flaw(const Table *table) noexcept nogil:
     """Return what is wrong with the table, or NULL. O(items)."""
     cdef size_t chain, m = table.mask + 1, items = 0

@@ -5,32 +5,35 @@
     +----------+--------+----------+-------------------------+
     | checksum | length | sequence | effect                  |
     +----------+--------+----------+-------------------------+
-        u64       u32      u64       ``length`` bytes: a request frame of imds/protocol.py
+        u64       u32      u64       ``length`` bytes: request frames of imds/protocol.py
 
 All integers are big-endian and unsigned. The checksum is xxh64, seeded by a random number of the segment,
 over everything after itself: a record of another segment, or of an earlier life of the same disk block,
 does not pass for one of ours. Sequence numbers rise by one, over all segments of a shard.
 
 An effect is what happened, not what was asked for: an eviction is a ``del``. Replaying effects in order
-gives the same data whatever the limits, the clock and the policy are by then.
+gives the same data whatever the limits, the clock and the policy are by then. A record has all effects of one
+command, mostly one: after a crash all of them are there, or none.
 
 The compiled twin is ``_kernel/record.pyx``; ``tests/shard/test_record.py`` holds both to the same cases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from struct import Struct
+from struct import error as StructError
 
 from xxhash import xxh64_digest
 
-from imds.protocol import MAX_REQUEST, Buffer
+from imds.protocol import MAX_REQUEST, U32, Buffer
 
 HEADER = Struct(">QIQ")  # checksum, length, sequence
 _HASHED = Struct(">IQ")  # the part of the header that the checksum covers
 _CHECKSUM = 8
 
-# An effect is at most the request that caused it, perhaps in another spelling.
+# One effect is at most what a request could have asked for, perhaps in another spelling. The effects of one
+# command that are more together become several records.
 MAX_EFFECT = MAX_REQUEST + 1024
 
 
@@ -97,11 +100,76 @@ def verify_records(buf: Buffer, seed: int, sequence: int) -> tuple[int, int, str
     return count, pos, None
 
 
-def each_effect(records: Buffer) -> Iterator[tuple[int, int, int]]:
-    """Yield (sequence, start, end) of each effect in ``records``, which :func:`verify_records` accepted."""
+def each_record(records: Buffer) -> Iterator[tuple[int, int, int]]:
+    """Yield (sequence, start, end) of the effects in each of ``records``.
+
+    Which :func:`verify_records` accepted.
+    """
     pos, size = 0, len(records)
     while pos < size:
         _checksum, length, number = HEADER.unpack_from(records, pos)
         start = pos + HEADER.size
         pos = start + length
         yield number, start, pos
+
+
+def each_effect(records: Buffer) -> Iterator[tuple[int, int, int]]:
+    """Yield (sequence, start, end) of each effect; those of one record have the same number.
+
+    What is no request frame is yielded as if it were one, up to the record's end.
+    """
+    for number, start, end in each_record(records):
+        while True:
+            stop = _frame_end(records, start, end)
+            yield number, start, stop
+            start = stop
+            if start >= end:
+                break
+
+
+def _frame_end(buf: Buffer, start: int, end: int) -> int:
+    """Return where the request frame at ``start`` ends; ``end`` if there is none before that."""
+    try:
+        (count,) = U32.unpack_from(buf, start)
+        at = start + 4
+        for _ in range(min(count, end - start)):
+            at += 4 + U32.unpack_from(buf, at)[0]
+    except StructError:
+        return end
+    return min(at, end)
+
+
+def split_effect(buf: Buffer, start: int, end: int) -> list[list[bytes]] | None:
+    """Return the tokens of each frame between ``start`` and ``end``.
+
+    None unless whole frames are all that is there.
+    """
+    effects = []
+    try:
+        while start < end:
+            (count,) = U32.unpack_from(buf, start)
+            start += 4
+            tokens = []
+            for _ in range(count):
+                at = start + 4
+                start = at + U32.unpack_from(buf, start)[0]
+                tokens.append(bytes(buf[at:start]))
+            effects.append(tokens)
+    except StructError:
+        return None
+    return effects if start == end else None
+
+
+def pack_effects(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the frames joined, to as few records as MAX_EFFECT allows."""
+    waiting: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if waiting and size + len(frame) > MAX_EFFECT:
+            yield b"".join(waiting)
+            waiting.clear()
+            size = 0
+        waiting.append(frame)
+        size += len(frame)
+    if waiting:
+        yield b"".join(waiting)

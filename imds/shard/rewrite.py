@@ -64,7 +64,7 @@ from imds.shard.segment import (
 )
 from imds.storage import Storage, write_all
 
-Entries = Iterable[tuple[bytes, bytes | list[tuple[float, bytes]]]]
+Entries = Iterable[tuple[bytes, bytes | list[tuple[float, bytes]], int]]
 
 _FLUSH = 1 << 18  # bytes of records that wait for one write
 # Bytes between two syncs of a base that is being written: a single sync at its end would have the
@@ -165,13 +165,15 @@ def write_base(
 
 
 def effects(entries: Entries) -> Iterator[bytes]:
-    """Yield the effects that make these entries, as (key, string or (score, member) pairs)."""
-    for key, value in entries:
+    """Yield the effects that make these entries, as (key, string or (score, member) pairs, deadline)."""
+    for key, value, when in entries:
         if isinstance(value, bytes):
             yield encode_request((b"set", key, value))
         else:
             for score, member in value:
                 yield encode_request((b"zadd", key, repr(score).encode(), member))
+        if when:
+            yield encode_request((b"pexpireat", key, b"%d" % when))
 
 
 def fold(

@@ -114,15 +114,7 @@ class SortedSet:
         score = self._score_of.get(member)
         if score is None:
             return None
-        at = self._last.place(score, member)
-        rank = self._chunks[at].place(score, member)
-        tree = self._tree
-        if tree is None:
-            tree = self._tree = self._lengths()
-        while at:
-            rank += tree[at]
-            at &= at - 1
-        return rank
+        return self.place(score, member)
 
     def range(self, low: float, high: float) -> list[tuple[float, bytes]]:
         """Return the pairs with ``low <= score <= high`` in order. O(log n) and the pairs returned."""
@@ -138,6 +130,34 @@ class SortedSet:
             chunk = self._chunks[at]
             part = slice(start if at == first else 0, stop if at == final else None)
             pairs += zip(chunk.scores[part], chunk.members[part], strict=True)
+        return pairs
+
+    def place(self, score: float, member: bytes) -> int:
+        """Return how many pairs come before (score, member). O(log n)."""
+        at = self._last.place(score, member)
+        if at == len(self._chunks):
+            return len(self)
+        rank = self._chunks[at].place(score, member)
+        tree = self._tree
+        if tree is None:
+            tree = self._tree = self._lengths()
+        while at:
+            rank += tree[at]
+            at &= at - 1
+        return rank
+
+    def slice(self, start: int, stop: int) -> list[tuple[float, bytes]]:
+        """Return the pairs from rank ``start`` to before ``stop``. O(chunks) and the pairs returned."""
+        pairs: list[tuple[float, bytes]] = []
+        for chunk in self._chunks:
+            size = len(chunk.members)
+            if start < size and stop > 0:
+                part = slice(max(start, 0), stop)
+                pairs += zip(chunk.scores[part], chunk.members[part], strict=True)
+            start -= size
+            stop -= size
+            if stop <= 0:
+                break
         return pairs
 
     def _put_in(self, score: float, member: bytes) -> None:

@@ -10,6 +10,9 @@ What always holds (:meth:`UnifiedStore.check` asserts what can be asserted after
   applied; an eviction stands before the write that needed its room. A command that answers an error, and
   one that changes nothing, has no effect.
 * ``log`` and undo list begin at the same point: :meth:`commit` and :meth:`rollback` end both.
+* A key whose deadline has come is removed, and that logged, by whoever looks at it; while writes are refused
+  it is merely not there for anybody. ``_due`` is a heap of (deadline, key) with all that ``_deadlines`` has,
+  and with what was once true, which is passed over when it comes to the top.
 
 A batch's way through the shard::
 
@@ -22,16 +25,24 @@ No client can make :meth:`UnifiedStore.execute` raise, and no reply is ever lost
 gets one. What is in an envelope's own header comes from a router, and a wrong one raises ValueError.
 
 The compiled twin is ``_kernel/store.pyx``; the suite in ``tests/shard`` runs on both, and compares them.
-Touch a command here, then touch its row in ``commands.py`` and its twin.
+The forms of commands that are most frequent are here, and in the twin: HOT. All others are functions over the
+operations of ``keyspace.py``, written once. Touch a command here, then touch its row in ``commands.py`` and
+its twin.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from heapq import heapify, heappop, heappush
+from itertools import islice
 from math import inf
+from operator import itemgetter
+from random import randrange
 from struct import Struct
 from struct import error as StructError
+from typing import TypeVar
 
 from xxhash import xxh64_intdigest
 
@@ -48,12 +59,16 @@ from imds.protocol import (
     encode_request,
     encode_response,
 )
-from imds.shard.record import RecordEncoder, each_effect
+from imds.shard import expiry, keys, strings, zalgebra, zsets  # noqa: F401  (they register their commands)
+from imds.shard.arguments import parse_integer, parse_score
+from imds.shard.keyspace import FUNCTIONS, MAX_STRING, Function, Pair, Refused, encode
+from imds.shard.record import RecordEncoder, each_record, pack_effects, split_effect
 from imds.shard.sortedset import SortedSet
 
 # Bytes that CPython takes (measured by tracemalloc over 10^5 keys, as tests/shard/test_store.py does).
 KEY_COST = 128  # the key's bytes object without its text, its entry in dict and list of the OrderedDict
 VALUE_COST = 40  # the value's bytes object without its text, with what the allocator rounds up
+DEADLINE_COST = 200  # an entry of a dict, a number, a pair in a heap
 
 # Requests in one envelope. Their least replies stay far below the 4 GiB that an envelope's length can say.
 MAX_COUNT = 1 << 24
@@ -81,21 +96,9 @@ _PEEK = Struct(">11sI")
 
 _DOUBLE = Struct(">d")
 _u32 = U32.unpack_from
-_WRITES = frozenset(name.encode() for name, command in COMMANDS.items() if command.write)
 
-
-def parse_score(text: bytes) -> float | None:
-    """Return the number that ``text`` is for ``float()``, without its leniencies; None if it is none.
-
-    Refused: surrounding whitespace, underscores, NaN.
-    """
-    try:
-        score = float(text)
-    except ValueError:
-        return None
-    if score != score or b"_" in text or text.strip() != text:
-        return None
-    return score
+# The forms that the store answers itself, as their replies were before there were others: name, tokens.
+HOT = {"get": 2, "set": 3, "del": 2, "zadd": 4, "zrange": 4, "zrank": 3, "zrem": 3}
 
 
 class UnifiedStore:
@@ -107,6 +110,8 @@ class UnifiedStore:
     its own behalf under a name that no client's command has: name to a function that takes the arguments and
     returns a whole response frame.
 
+    ``now`` is the time in milliseconds since 1970, which the owner of the store sets before each batch; what
+    has a deadline that is not later is gone. ``expirations`` counts those.
     ``readonly`` is None, or the response frame (an error) that writes answer instead of being run.
     ``max_response`` bounds the replies to one envelope together, in bytes; the short ones of writes and
     errors may go beyond it.
@@ -132,18 +137,27 @@ class UnifiedStore:
         self.hits = 0
         self.misses = 0
         self.evictions = 0
+        self.expirations = 0
+        self.now = 0
         self._table: OrderedDict[bytes, Value] = OrderedDict()
-        # What rollback puts back, newest last: (key, what it held or None), or (set, member, score or None).
-        self._undo: list[tuple[bytes, Value | None] | tuple[SortedSet, bytes, float | None]] = []
-        self._evicted = 0  # evictions since the last commit
-        self._methods: dict[str, Callable[..., bytes]] = {}
-        for name, command in COMMANDS.items():
-            if command.in_store:
-                self._methods[name] = getattr(self, f"cmd_{name}")
-        # Both usual spellings at once; others go through lookup().
-        self._fast: dict[bytes, tuple[Command, Callable[..., bytes]]] = {
-            spelling: (COMMANDS[name], method)
-            for name, method in self._methods.items()
+        self._deadlines: dict[bytes, int] = {}
+        self._due: list[tuple[int, bytes]] = []
+        # What rollback puts back, newest last: (key, what it held or None, deadline), or (set, member,
+        # score or None).
+        self._undo: list[tuple[bytes, Value | None, int] | tuple[SortedSet, bytes, float | None]] = []
+        self._evicted = 0  # since the last commit
+        self._expired = 0
+        self._frames: list[bytes] | None = (
+            None  # the effects of the running function, which become one record
+        )
+        self._reading = False  # a function that is no write runs
+        self._room = 0  # bytes that its reply may have
+        self._order: list[tuple[int, bytes]] = []  # what the scans that are under way go through
+        # Each command with what runs its hot form, and what its others; both usual spellings at once.
+        self._fast: dict[bytes, tuple[Command, Callable[..., bytes] | None, Function | None]] = {
+            spelling: (command, getattr(self, f"cmd_{name}") if name in HOT else None, FUNCTIONS.get(name))
+            for name, command in COMMANDS.items()
+            if name in HOT or name in FUNCTIONS
             for spelling in (name.encode(), name.upper().encode())
         }
         self._hooks = dict(hooks or {})
@@ -164,7 +178,7 @@ class UnifiedStore:
         if type(data) is not bytes:
             data = bytes(data)
         peek, pack = _PEEK.unpack_from, U32U32.pack
-        table, limit = self._table, self.max_response
+        table, limit, timed = self._table, self.max_response, self._deadlines
         find, touch = table.get, table.move_to_end
         out: list[bytes] = []
         emit = out.append
@@ -192,7 +206,11 @@ class UnifiedStore:
                         key = data[key_at:stop]
                         value = find(key)
                         at = stop
-                        if type(value) is bytes and total + (here := len(value) + 8) <= limit:
+                        if (
+                            type(value) is bytes
+                            and total + (here := len(value) + 8) <= limit
+                            and key not in timed
+                        ):
                             hits += 1
                             touch(key)
                             total += here
@@ -222,6 +240,7 @@ class UnifiedStore:
                     break
                 self.hits += hits  # a hook may want to know
                 hits = 0
+                self._room = max(limit - total, SHORT)
                 reply = self._answer(data[at:stop], tokens)
                 if total + len(reply) > limit and len(reply) > SHORT:
                     reply = _TOO_LONG
@@ -241,7 +260,9 @@ class UnifiedStore:
         tokens, stop = _tokens(frame, 0, len(frame))
         if stop != len(frame):
             return _MALFORMED
+        room, self._room = self._room, max(self.max_response, SHORT)
         reply = self._answer(frame, tokens)
+        self._room = room
         return _TOO_LONG if len(reply) > self.max_response and len(reply) > SHORT else reply
 
     def _answer(self, frame: bytes, tokens: list[bytes]) -> bytes:
@@ -251,19 +272,44 @@ class UnifiedStore:
         name = tokens[0]
         found = self._fast.get(name)
         if found is None:
-            command = lookup(name)
-            if command is None or not command.in_store:
-                return self._hook(command, tokens)
-            found = command, self._methods[command.name]
-        command, method = found
+            known = lookup(name)
+            found = self._fast.get(known.name.encode()) if known else None
+            if found is None:
+                return self._hook(known, tokens)
+        command, method, function = found
         if not command.arity_ok(len(tokens)):
             return _WRONG_ARITY
-        if command.write:
-            if self.readonly is not None:
-                return self.readonly
-            if not name.islower():
+        if command.write and self.readonly is not None:
+            return self.readonly
+        if method is not None and len(tokens) == HOT[command.name]:
+            if command.write and not name.islower():
                 frame = frame[:8] + name.lower() + frame[8 + len(name) :]
-        return method(frame, *tokens[1:])
+            return method(frame, *tokens[1:])
+        assert function is not None
+        return self._call(command, function, tokens)
+
+    def _call(self, command: Command, function: Function, tokens: list[bytes]) -> bytes:
+        """Run a command's function; it has all of its effects, as one record, or none.
+
+        Return the reply frame.
+        """
+        undo, evicted, expired = len(self._undo), self._evicted, self._expired
+        frames = self._frames = []
+        self._reading = not command.write
+        try:
+            reply = encode(function(self, *tokens[1:]))
+            if len(reply) <= self._room:
+                for effect in pack_effects(frames):
+                    self.log.add(effect)
+                return reply
+            reply = _TOO_LONG
+        except Refused as refused:
+            reply = refused.reply
+        finally:
+            self._reading = False
+            self._frames = None
+        self._undo_to(undo, evicted, expired)
+        return reply
 
     def _hook(self, command: Command | None, tokens: list[bytes]) -> bytes:
         """Answer what is no command of the store; ``command`` is None where it is none of the table."""
@@ -287,10 +333,10 @@ class UnifiedStore:
         """Make the key hold a string, whatever it held before."""
         old = self._find(key)
         cost = KEY_COST + len(key) + VALUE_COST + len(value)
-        change = cost if old is None else cost - _cost(key, old)
+        change = cost if old is None else cost - self._cost(key, old)
         if (self.capacity or self.maxmemory) and (refusal := self._make_room(old is None, change, cost)):
             return refusal
-        self._undo.append((key, old))
+        self._undo.append((key, old, self._deadlines.pop(key, 0)))
         self.log.add(frame)
         self._table[key] = value
         self.used += change
@@ -298,7 +344,7 @@ class UnifiedStore:
 
     def cmd_del(self, frame: bytes, key: bytes) -> bytes:
         """Remove the key, whatever it holds."""
-        if key not in self._table:
+        if self._find(key) is None:
             return _NONE
         self.log.add(frame)
         self._drop(key)
@@ -312,24 +358,8 @@ class UnifiedStore:
         value = self._find(key)
         if type(value) is bytes:
             return _WRONG_TYPE
-        new = SortedSet() if value is None else value
-        assert isinstance(new, SortedSet)
-        old = new.score(member)
-        if old == score:
-            return _DONE
-        change = new.cost_of(member) if old is None else 0
-        if value is None:
-            change += KEY_COST + len(key) + new.used
-        if self.capacity or self.maxmemory:
-            alone = change if value is None else _cost(key, new) + change
-            if refusal := self._make_room(value is None, change, alone):
-                return refusal
-        self._undo.append((key, None) if value is None else (new, member, old))
-        self.log.add(frame)
-        new.add(member, score)
-        self._table[key] = new
-        self.used += change
-        return _DONE
+        assert not isinstance(value, bytes)
+        return self._put_member(key, value, score, member, frame) or _DONE
 
     def cmd_zrem(self, frame: bytes, key: bytes, member: bytes) -> bytes:
         """Remove the member; with its last member the set is gone."""
@@ -342,13 +372,7 @@ class UnifiedStore:
         score = value.score(member)
         if score is None:
             return _NONE
-        self.log.add(frame)
-        if len(value) == 1:
-            self._drop(key)
-        else:
-            self._undo.append((value, member, score))
-            self.used -= value.cost_of(member)
-            value.remove(member)
+        self._take_member(key, value, score, member, frame)
         return _DONE
 
     def cmd_zrange(self, _frame: bytes, key: bytes, low_text: bytes, high_text: bytes) -> bytes:
@@ -378,10 +402,12 @@ class UnifiedStore:
         rank = value.rank(member)
         return _NONE if rank is None else encode_response(OK, b"%d" % rank)
 
-    # ---- what commands are made of -------------------------------------------------------------------
+    # ---- what these are made of ----------------------------------------------------------------------
 
     def _find(self, key: bytes) -> Value | None:
         """Return what ``key`` holds, and make it the most recently used."""
+        if key in self._deadlines and self._is_over(key):
+            return None
         value = self._table.get(key)
         if value is not None:
             self._table.move_to_end(key)
@@ -396,11 +422,58 @@ class UnifiedStore:
             self.hits += 1
         return value
 
+    def _put_member(
+        self, key: bytes, value: SortedSet | None, score: float, member: bytes, frame: bytes
+    ) -> bytes | None:
+        """Add the member, or move it, with this effect if that changes anything.
+
+        Return a refusal, or None.
+        """
+        new = SortedSet() if value is None else value
+        old = new.score(member)
+        if old == score:
+            return None
+        change = new.cost_of(member) if old is None else 0
+        if value is None:
+            change += KEY_COST + len(key) + new.used
+        if self.capacity or self.maxmemory:
+            alone = change if value is None else self._cost(key, new) + change
+            if refusal := self._make_room(value is None, change, alone):
+                return refusal
+        self._undo.append((key, None, 0) if value is None else (new, member, old))
+        self._log(frame)
+        new.add(member, score)
+        self._table[key] = new
+        self.used += change
+        return None
+
+    def _take_member(self, key: bytes, value: SortedSet, score: float, member: bytes, frame: bytes) -> None:
+        """Remove the member, which has this score, with this effect."""
+        self._log(frame)
+        if len(value) == 1:
+            self._drop(key)
+        else:
+            self._undo.append((value, member, score))
+            self.used -= value.cost_of(member)
+            value.remove(member)
+
+    def _cost(self, key: bytes, value: Value) -> int:
+        """Return the bytes that ``key``, which holds ``value``, is counted with."""
+        cost = KEY_COST + len(key) + (VALUE_COST + len(value) if isinstance(value, bytes) else value.used)
+        return cost + DEADLINE_COST if key in self._deadlines else cost
+
     def _drop(self, key: bytes) -> None:
         """Remove ``key``, which is here, so that it can be put back."""
         value = self._table.pop(key)
-        self._undo.append((key, value))
-        self.used -= _cost(key, value)
+        self.used -= self._cost(key, value)
+        self._undo.append((key, value, self._deadlines.pop(key, 0)))
+
+    def _log(self, frame: bytes) -> None:
+        """Log an effect: as a record, or as a part of the running function's."""
+        if self._frames is None:
+            self.log.add(frame)
+        else:
+            self._frames.append(frame)
 
     def _make_room(self, new: bool, change: int, alone: int) -> bytes | None:
         """Evict until a write fits that counts ``change`` bytes more; return a refusal, or None if it fits.
@@ -422,31 +495,262 @@ class UnifiedStore:
     def _evict(self) -> None:
         """Remove the least recently used key."""
         key = next(iter(self._table))
-        self.log.add(encode_request((b"del", key)))
+        self._log(encode_request((b"del", key)))
         self._drop(key)
         self.evictions += 1
         self._evicted += 1
+
+    # ---- deadlines -----------------------------------------------------------------------------------
+
+    def _is_over(self, key: bytes) -> bool:
+        """Whether the deadline of ``key`` has come; the key is removed then, if anything may be."""
+        if self._deadlines[key] > self.now:
+            return False
+        if self.readonly is None:
+            self._expire(key)
+        return True
+
+    def _expire(self, key: bytes) -> None:
+        self._log(encode_request((b"del", key)))
+        self._drop(key)
+        self.expirations += 1
+        self._expired += 1
+
+    def _set_timer(self, key: bytes, when: int) -> None:
+        """Note the deadline, 0 for none. O(log n)."""
+        if not when:
+            self._deadlines.pop(key, None)
+            return
+        self._deadlines[key] = when
+        heappush(self._due, (when, key))
+        if len(self._due) > 2 * len(self._deadlines) + 64:
+            self._due = [(at, name) for name, at in self._deadlines.items()]
+            heapify(self._due)
+
+    @property
+    def timed(self) -> int:
+        """How many keys have a deadline."""
+        return len(self._deadlines)
+
+    @property
+    def next_deadline(self) -> int:
+        """The earliest deadline, 0 if there is none. O(log n) amortised."""
+        due, deadlines = self._due, self._deadlines
+        while due and deadlines.get(due[0][1]) != due[0][0]:
+            heappop(due)
+        return due[0][0] if due else 0
+
+    def expire(self, most: int) -> int:
+        """Remove, logged, up to ``most`` keys whose deadline has come, earliest first; return how many."""
+        done = 0
+        while done < most and 0 < self.next_deadline <= self.now:
+            self._expire(self._due[0][1])
+            done += 1
+        return done
+
+    # ---- the operations of keyspace.py ---------------------------------------------------------------
+
+    def kind(self, key: bytes) -> str | None:
+        """Return what the key holds."""
+        if key in self._deadlines and self._is_over(key):
+            return None
+        value = self._table.get(key)
+        if value is None:
+            return None
+        return "string" if isinstance(value, bytes) else "zset"
+
+    def touch(self, key: bytes) -> bool:
+        """Make the key the most recently used; return whether it is there."""
+        return self._find(key) is not None
+
+    def remove(self, key: bytes) -> bool:
+        """Remove the key; return whether it was there."""
+        if self._find(key) is None:
+            return False
+        self._log(encode_request((b"del", key)))
+        self._drop(key)
+        return True
+
+    def move(self, key: bytes, to: bytes) -> None:
+        """Give what ``key`` holds another key."""
+        self._find(to)
+        value = self._find(key)
+        assert value is not None
+        change = len(to) - len(key)
+        self._admit(False, change, self._cost(key, value) + change)
+        self._log(encode_request((b"rename", key, to)))
+        if to in self._table:
+            self._drop(to)
+        when = self._deadlines.get(key, 0)
+        self._drop(key)
+        self._undo.append((to, None, 0))
+        self._table[to] = value
+        self._set_timer(to, when)
+        self.used += self._cost(to, value)
+
+    def deadline(self, key: bytes) -> int | None:
+        """Return the deadline, 0 if there is none, None if there is no key."""
+        if self.kind(key) is None:
+            return None
+        return self._deadlines.get(key, 0)
+
+    def set_deadline(self, key: bytes, when: int) -> None:
+        """Set the deadline, or remove it by 0."""
+        value = self._find(key)
+        assert value is not None
+        old = self._deadlines.get(key, 0)
+        if old == when:
+            return
+        change = DEADLINE_COST * (bool(when) - bool(old))
+        self._admit(False, change, self._cost(key, value) + change)
+        self._log(encode_request((b"pexpireat", key, b"%d" % when) if when else (b"persist", key)))
+        self._undo.append((key, value, old))
+        self._set_timer(key, when)
+        self.used += change
+
+    def memory(self, key: bytes) -> int | None:
+        """Return what the key is counted with."""
+        return None if self.kind(key) is None else self._cost(key, self._table[key])
+
+    def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
+        """Go through the keys in the order of their hashes.
+
+        ``_order`` is made anew by each scan that begins, and kept while one is under way: a key that has been
+        there since any of them began is in it. O(n log n) for its first step.
+        """
+        if not cursor or not self._order:
+            self._order = sorted((_position(key), key) for key in self._table)
+        following, found = _page(self._order, cursor, count)
+        if not following:
+            self._order = []
+        return following, [key for key in found if self.kind(key)]
+
+    def random_key(self) -> bytes | None:
+        """Return a key by chance. O(keys)."""
+        return next(islice(self._table, randrange(self.keys), None)) if self.keys else None
+
+    def flush(self) -> None:
+        """Remove every key."""
+        for key in list(self._table):
+            self._log(encode_request((b"del", key)))
+            self._drop(key)
+
+    def string(self, key: bytes) -> bytes | None:
+        """Return the string."""
+        value = self._read(key) if self._reading else self._find(key)
+        if value is not None and not isinstance(value, bytes):
+            raise Refused(_WRONG_TYPE)
+        return value
+
+    def put(self, key: bytes, value: bytes, when: int = 0) -> None:
+        """Make the key hold a string."""
+        old = self._find(key)
+        cost = KEY_COST + len(key) + VALUE_COST + len(value) + (DEADLINE_COST if when else 0)
+        change = cost if old is None else cost - self._cost(key, old)
+        self._admit(old is None, change, cost)
+        self._undo.append((key, old, self._deadlines.pop(key, 0)))
+        self._log(encode_request((b"set", key, value)))
+        self._table[key] = value
+        if when:
+            self._log(encode_request((b"pexpireat", key, b"%d" % when)))
+            self._set_timer(key, when)
+        self.used += change
+
+    def write_at(self, key: bytes, offset: int, data: bytes) -> int:
+        """Overwrite a part of the string, which is there."""
+        old = self._find(key)
+        assert isinstance(old, bytes)
+        new = old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
+        change = len(new) - len(old)
+        self._admit(False, change, self._cost(key, new))
+        self._undo.append((key, old, self._deadlines.get(key, 0)))
+        self._log(encode_request((b"setrange", key, b"%d" % offset, data)))
+        self._table[key] = new
+        self.used += change
+        return len(new)
+
+    def members(self, key: bytes) -> int:
+        """Return how many members the sorted set has."""
+        value = self._read(key) if self._reading else self._find(key)
+        if isinstance(value, bytes):
+            raise Refused(_WRONG_TYPE)
+        return 0 if value is None else len(value)
+
+    def _set(self, key: bytes) -> SortedSet | None:
+        value = self._find(key)
+        if isinstance(value, bytes):
+            raise Refused(_WRONG_TYPE)
+        return value
+
+    def zscore(self, key: bytes, member: bytes) -> float | None:
+        """Return the member's score."""
+        value = self._set(key)
+        return None if value is None else value.score(member)
+
+    def zplace(self, key: bytes, score: float, member: bytes = b"") -> int:
+        """Return how many pairs come before (score, member)."""
+        value = self._set(key)
+        return 0 if value is None else value.place(score, member)
+
+    def zslice(self, key: bytes, start: int, stop: int) -> list[Pair]:
+        """Return the pairs from rank ``start`` to before ``stop``."""
+        value = self._set(key)
+        return [] if value is None else value.slice(start, stop)
+
+    def zput(self, key: bytes, score: float, member: bytes) -> None:
+        """Add the member, or move it."""
+        frame = encode_request((b"zadd", key, repr(score).encode(), member))
+        if refusal := self._put_member(key, self._set(key), score, member, frame):
+            raise Refused(refusal)
+
+    def ztake(self, key: bytes, member: bytes) -> bool:
+        """Remove the member."""
+        value = self._set(key)
+        score = None if value is None else value.score(member)
+        if value is None or score is None:
+            return False
+        self._take_member(key, value, score, member, encode_request((b"zrem", key, member)))
+        return True
+
+    def zscan(self, key: bytes, cursor: int, count: int) -> tuple[int, list[Pair]]:
+        """Go through the members in the order of their hashes. O(n log n) for each step."""
+        value = self._set(key)
+        pairs = [] if value is None else value.slice(0, len(value))
+        return _page(sorted((_position(member), (score, member)) for score, member in pairs), cursor, count)
+
+    def _admit(self, new: bool, change: int, alone: int) -> None:
+        """Make room, as for ``_make_room``, or refuse."""
+        if (self.capacity or self.maxmemory) and (refusal := self._make_room(new, change, alone)):
+            raise Refused(refusal)
 
     # ---- the log's side ------------------------------------------------------------------------------
 
     def commit(self) -> None:
         """The effects since the last commit are in the file: they stay."""
         self._undo.clear()
-        self._evicted = 0
+        self._evicted = self._expired = 0
         self.log.commit()
 
     def rollback(self) -> None:
         """They are not: put back the data, and take the records back. O(effects)."""
+        self._undo_to(0, 0, 0)
+        self.log.rollback()
+
+    def _undo_to(self, count: int, evicted: int, expired: int) -> None:
+        """Put back the data, until ``count`` effects are left to undo."""
         table = self._table
-        for undo in reversed(self._undo):
-            if len(undo) == 2:
-                key, value = undo
+        while len(self._undo) > count:
+            undo = self._undo.pop()
+            if isinstance(undo[0], bytes):
+                key, value, when = undo
                 now = table.pop(key, None)
                 if now is not None:
-                    self.used -= _cost(key, now)
+                    self.used -= self._cost(key, now)
+                    self._deadlines.pop(key, None)
                 if value is not None:
                     table[key] = value
-                    self.used += _cost(key, value)
+                    self._set_timer(key, when)
+                    self.used += self._cost(key, value)
             else:
                 members, member, score = undo
                 self.used -= members.used
@@ -455,39 +759,67 @@ class UnifiedStore:
                 else:
                     members.add(member, score)
                 self.used += members.used
-        self._undo.clear()
-        self.evictions -= self._evicted
-        self._evicted = 0
-        self.log.rollback()
+        self.evictions -= self._evicted - evicted
+        self.expirations -= self._expired - expired
+        self._evicted, self._expired = evicted, expired
 
     def replay(self, records: Buffer) -> int:
-        """Apply the effects of ``records``, whole and verified; return how many there are.
+        """Apply the effects of ``records``, whole and verified; return how many records there are.
 
-        Nothing is logged, limited, counted or undone by it, and nothing may wait for commit or rollback.
-        Raises ValueError for an effect that is no write of this version; those before it have been applied.
+        Nothing is logged, limited, counted or undone by it, nothing meets its deadline, and nothing may wait
+        for commit or rollback. Raises ValueError for a record that is no write of this version; those before
+        it have been applied.
         """
         records = bytes(records)
-        log, limits, ops = self.log, (self.capacity, self.maxmemory, self.readonly), self.ops
-        self.log, self.capacity, self.maxmemory, self.readonly = _NoLog(0), 0, 0, None
+        kept = self.log, self.capacity, self.maxmemory, self.readonly, self.now
+        self.log, self.capacity, self.maxmemory, self.readonly, self.now = _NoLog(0), 0, 0, None, 0
         count = 0
         try:
-            for number, start, end in each_effect(records):
-                tokens, stop = _tokens(records, start, end)
-                if (
-                    stop != end
-                    or not tokens
-                    or tokens[0] not in _WRITES
-                    or self._answer(b"", tokens) not in (_DONE, _NONE)
-                ):
+            for number, start, end in each_record(records):
+                frames = split_effect(records, start, end)
+                if not frames or not all(map(_is_effect, frames)) or not all(map(self._apply, frames)):
                     effect = records[start : min(end, start + 60)]
                     raise ValueError(f"record {number} is no write of this version: {effect!r}")
                 self._undo.clear()
                 count += 1
         finally:
-            self.log = log
-            self.capacity, self.maxmemory, self.readonly = limits
-            self.ops = ops
+            self.log, self.capacity, self.maxmemory, self.readonly, self.now = kept
         return count
+
+    def _apply(self, effect: list[bytes]) -> bool:
+        """Apply one effect; return whether it can be one."""
+        name, key, *rest = effect
+        value = self._find(key)
+        if name == b"set":
+            self.put(key, rest[0])
+        elif name == b"del":
+            self.remove(key)
+        elif name == b"zadd":
+            score = parse_score(rest[0])
+            if score is None or isinstance(value, bytes):
+                return False
+            self._put_member(key, value, score, rest[1], b"")
+        elif name == b"zrem":
+            if isinstance(value, bytes):
+                return False
+            self.ztake(key, rest[0])
+        elif name == b"setrange":
+            offset = parse_integer(rest[0])
+            if offset is None or not 0 <= offset <= MAX_STRING or not isinstance(value, bytes):
+                return False
+            self.write_at(key, offset, rest[1])
+        elif value is None:
+            return False
+        elif name == b"rename":
+            if key == rest[0]:
+                return False
+            self.move(key, rest[0])
+        else:
+            when = parse_integer(rest[0]) if rest else 0
+            if when is None or when < bool(rest):
+                return False
+            self.set_deadline(key, when)
+        return True
 
     def enforce_limits(self) -> None:
         """Evict, logged, until the data is within its limits, if eviction is the policy."""
@@ -499,13 +831,15 @@ class UnifiedStore:
 
     # ---- the whole of the data -----------------------------------------------------------------------
 
-    def entries(self) -> Iterator[tuple[bytes, bytes | list[tuple[float, bytes]]]]:
-        """Yield each key with its string or its (score, member) pairs, least recently used first.
+    def entries(self) -> Iterator[tuple[bytes, bytes | list[Pair], int]]:
+        """Yield each key, its string or (score, member) pairs, and its deadline, least recently used first.
 
-        Raises RuntimeError if a command runs in between.
+        A deadline is in milliseconds since 1970, 0 for none. Raises RuntimeError if a command runs in
+        between.
         """
+        when = self._deadlines.get
         for key, value in self._table.items():
-            yield key, value if isinstance(value, bytes) else value.range(-inf, inf)
+            yield key, value if isinstance(value, bytes) else value.range(-inf, inf), when(key, 0)
 
     def digest(self) -> int:
         """Return 64 bits that are equal for equal data, whatever the order of use. O(data).
@@ -514,16 +848,19 @@ class UnifiedStore:
 
             string       seed 1, key, value
             sorted set   seed 2, key, then for each member in order: score (IEEE 754, big-endian), member
+            deadline     behind either: 8 bytes, big-endian
         """
         total = 0
         for key, value in self._table.items():
             if isinstance(value, bytes):
-                total += xxh64_intdigest(value, xxh64_intdigest(key, 1))
+                chain = xxh64_intdigest(value, xxh64_intdigest(key, 1))
             else:
                 chain = xxh64_intdigest(key, 2)
                 for score, member in value.range(-inf, inf):
                     chain = xxh64_intdigest(member, xxh64_intdigest(_DOUBLE.pack(score), chain))
-                total += chain
+            if key in self._deadlines:
+                chain = xxh64_intdigest(self._deadlines[key].to_bytes(8), chain)
+            total += chain
         return total & 0xFFFF_FFFF_FFFF_FFFF
 
     def check(self) -> None:
@@ -534,9 +871,18 @@ class UnifiedStore:
             if isinstance(value, SortedSet):
                 assert len(value), f"{key!r} holds an empty set: {state}"
                 value.check()
-            used += _cost(key, value)
+            used += self._cost(key, value)
+        assert self._deadlines.keys() <= self._table.keys(), f"a deadline without a key: {state}"
+        due = set(self._due)
+        assert all((when, key) in due for key, when in self._deadlines.items()), f"a lost deadline: {state}"
+        assert all(self._due[at] >= self._due[(at - 1) // 2] for at in range(1, len(self._due))), (
+            f"the deadlines are no heap: {state}"
+        )
+        assert self._frames is None, f"a function that has not ended: {state}"
+        assert not self._reading, f"a function that has not ended: {state}"
         assert used == self.used, f"counted {used}: {state}"
         assert 0 <= self._evicted <= self.evictions, f"{self._evicted} of {self.evictions} evicted: {state}"
+        assert 0 <= self._expired <= self.expirations, f"{self._expired} of {self.expirations} gone: {state}"
         assert self._undo or not self.log.pending(), f"effects that cannot be undone: {state}"
 
 
@@ -547,11 +893,41 @@ class _NoLog(RecordEncoder):
         """Forget it."""
 
 
-def _cost(key: bytes, value: Value) -> int:
-    """Return the bytes that ``key`` is counted with."""
-    if isinstance(value, bytes):
-        return KEY_COST + len(key) + VALUE_COST + len(value)
-    return KEY_COST + len(key) + value.used
+def _position(name: bytes) -> int:
+    """Return where a scan meets the name: 48 bits of a hash that is the same in every process."""
+    return xxh64_intdigest(name) >> 16
+
+
+T = TypeVar("T")
+
+
+def _page(order: list[tuple[int, T]], cursor: int, count: int) -> tuple[int, list[T]]:
+    """Return the next cursor, 0 at the end, and ``count`` items from ``cursor`` on.
+
+    More if positions are equal.
+    """
+    start = bisect_left(order, cursor, key=itemgetter(0))
+    stop = min(start + count, len(order))
+    while 0 < stop < len(order) and order[stop][0] == order[stop - 1][0]:
+        stop += 1
+    return (order[stop][0] if stop < len(order) else 0), [item for _position, item in order[start:stop]]
+
+
+# The effects, each with its number of tokens.
+EFFECTS = {
+    b"set": 3,
+    b"del": 2,
+    b"zadd": 4,
+    b"zrem": 3,
+    b"setrange": 4,
+    b"pexpireat": 3,
+    b"persist": 2,
+    b"rename": 3,
+}
+
+
+def _is_effect(tokens: list[bytes]) -> bool:
+    return bool(tokens) and EFFECTS.get(tokens[0]) == len(tokens)
 
 
 def _tokens(data: bytes, at: int, end: int) -> tuple[list[bytes], int]:

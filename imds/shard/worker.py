@@ -20,6 +20,8 @@ What stays true:
   waits for the disk, and so does everybody else of that turn, but once for all.
 * Under ``everysec`` a turn that writes waits while the oldest unsynced write is more than 2 s old, and the
   process ends when it is 10 s old: a shard whose disk does not answer is better seen to be down.
+* The store's clock stands still during a turn. Keys whose deadline has come are gone for every request; those
+  that nobody asks for are removed a few at a time, EXPIRE_MOST in a turn.
 * Nothing in the loop is O(data), nor waits for a file but in the ways above: a rewrite of the log makes its
   files in a thread and in another process (imds/shard/rewrite.py).
 * While the log is loaded every request is answered LOADING, by the same loop.
@@ -67,7 +69,13 @@ RECEIVE = 1 << 18  # bytes taken from one link per wake-up
 OUT_LIMIT = 4 << 20  # bytes of replies that a router has not taken above which its link is not read
 PROBE_EVERY = 1.0  # seconds between two tries of a disk that refused a write
 PROBE_LEAST = 1 << 16  # bytes that it must take then
+CLOCK_EVERY = 60.0  # seconds after which a deadline is compared with a clock that may have been set
 LOOK_EVERY = 1.0  # seconds between two looks at a sync that is under way
+EXPIRE_EVERY = 0.1  # seconds between two looks for keys whose deadline has come
+EXPIRE_MOST = (
+    500  # keys that are removed at a look: about a millisecond. If there are more, the next comes at once
+)
+LOADED_MOST = 20_000  # keys that are removed at a time at the end of loading
 REPORT_EVERY = 1.0  # seconds between two reports of loading
 WARN_EVERY = 10.0  # seconds between two log lines about loading
 
@@ -127,6 +135,7 @@ class Worker:
         self._rewrites = 0
         self._rewrite_error = ""
         self._probe_at = 0.0
+        self._expire_at = 0.0  # not before
         self._probe_size = PROBE_LEAST
         self._started = time.monotonic()
         self._process = psutil.Process()
@@ -186,7 +195,21 @@ class Worker:
     def _timeout(self) -> float | None:
         if self._store.readonly:
             return PROBE_EVERY
-        return LOOK_EVERY if self._aof.watched else None
+        timeout = LOOK_EVERY if self._aof.watched else None
+        when = self._store.next_deadline
+        if when:
+            wait = max(when / 1000 - time.time(), self._expire_at - time.monotonic(), 0.0)
+            timeout = min(timeout or CLOCK_EVERY, wait)
+        return timeout
+
+    def _expiry_due(self) -> bool:
+        """Whether keys are to be removed whose deadline has come."""
+        return (
+            0 < self._store.next_deadline <= _now()
+            and time.monotonic() >= self._expire_at
+            and not self._store.readonly
+            and not self._loading
+        )
 
     def _turn(self, timeout: float | None) -> bool:
         """Wait for events and act on them; return whether any request arrived."""
@@ -204,15 +227,19 @@ class Worker:
                 self._background.finish()
             else:
                 self._on_control()
-        if arrived:
-            self._serve(arrived)
+        expiry_due = self._expiry_due()
+        if arrived or expiry_due:
+            self._serve(arrived, expiry_due)
         return bool(arrived)
 
-    def _serve(self, arrived: list[tuple[Link, Buffer]]) -> None:
+    def _serve(self, arrived: list[tuple[Link, Buffer]], expiry_due: bool) -> None:
         """Execute, log, sync, reply: in this order, for everything that has arrived."""
         if self._loading:
             results = [refuse(data, _LOADING) for _, data in arrived]
         else:
+            self._store.now = _now()
+            if expiry_due and self._store.expire(EXPIRE_MOST) < EXPIRE_MOST:
+                self._expire_at = time.monotonic() + EXPIRE_EVERY
             execute = self._store.execute
             results = [execute(data) for _, data in arrived]
             records = self._log.pending()
@@ -354,20 +381,30 @@ class Worker:
                 if self._stopping:
                     return
         self._number_records(self._aof.sequence)
+        self._store.now = _now()
+        while self._store.expire(LOADED_MOST) and self._keep():
+            self._turn(0)
+            if self._stopping:
+                return
         self._store.enforce_limits()
-        records_ = self._log.pending()
-        if records_:
-            try:
-                self._aof.append(records_)
-            except AofWriteError as error:
-                self._store.rollback()
-                self._refuse_writes(error, len(records_))
-        self._store.commit()
+        self._keep()
         self._loading = False
         seconds = time.monotonic() - started
         log.debug("%d keys loaded in %.2f s", self._store.keys, seconds)
         self._channel.send("ready", keys=self._store.keys, seconds=seconds)
         self._ask_if_grown()
+
+    def _keep(self) -> bool:
+        """Log what was done while loading; return whether the disk took it."""
+        records = self._log.pending()
+        if records:
+            try:
+                self._aof.append(records)
+            except AofWriteError as error:
+                self._store.rollback()
+                self._refuse_writes(error, len(records))
+        self._store.commit()
+        return not self._store.readonly
 
     def _number_records(self, sequence: int) -> None:
         """Log to the log's last segment from now on. Nothing may be pending."""
@@ -468,6 +505,7 @@ class Worker:
                 "pid": process.pid,
                 "uptime_seconds": round(time.monotonic() - self._started, 3),
                 "keys": store.keys,
+                "keys_with_deadline": store.timed,
                 "used_bytes": store.used,
                 "rss_bytes": process.memory_info().rss,
                 "cpu_seconds": round(times.user + times.system, 2),
@@ -476,6 +514,7 @@ class Worker:
                 "hits": store.hits,
                 "misses": store.misses,
                 "evictions": store.evictions,
+                "expirations": store.expirations,
                 "links": len(self._links),
                 "readonly": store.readonly is not None,
                 **aof.stats(),
@@ -491,6 +530,11 @@ class Worker:
         self._selector.close()
         self._background.close()
         self._channel.close()
+
+
+def _now() -> int:
+    """Return the time in milliseconds since 1970, by the clock that deadlines are told by."""
+    return time.time_ns() // 1_000_000
 
 
 _LOADING = encode_error(LOADING)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imds.shard import record
-from imds.shard.record import HEADER, MAX_EFFECT, each_effect
+from imds.shard.record import HEADER, MAX_EFFECT, each_record
 
 SEED = 0xFEDC_BA98_7654_3210
 
@@ -55,7 +55,7 @@ def test_every_length_around_the_hash_blocks(encoder, verify):
 def test_what_was_written_is_read(encoder, verify, effects, seed, first):
     records = written(encoder, effects, first, seed)
     assert verify(records, seed, first) == (len(effects), len(records), None)
-    found = [(number, records[start:end]) for number, start, end in each_effect(records)]
+    found = [(number, records[start:end]) for number, start, end in each_record(records)]
     assert found == list(enumerate(effects, first))
 
 
@@ -67,7 +67,7 @@ def test_any_buffer_will_do(encoder, verify, kind):
 
 def test_cut_at_each_byte(encoder, verify):
     records = written(encoder, EFFECTS)
-    ends = [0] + [end for _number, _start, end in each_effect(records)]
+    ends = [0] + [end for _number, _start, end in each_record(records)]
     for cut in range(len(records)):
         whole = sum(end <= cut for end in ends) - 1
         assert verify(records[:cut], SEED, 1) == (whole, ends[whole], None)
@@ -76,7 +76,7 @@ def test_cut_at_each_byte(encoder, verify):
 def test_each_bit_wrong(encoder, verify):
     """No flipped bit passes: what it hits is damage, or, in a length, may look like a record to come."""
     records = written(encoder, [b"one", b"two", b"three"])
-    ends = [0] + [end for _number, _start, end in each_effect(records)]
+    ends = [0] + [end for _number, _start, end in each_record(records)]
     for bit in range(len(records) * 8):
         wrong = bytearray(records)
         wrong[bit // 8] ^= 1 << bit % 8

@@ -192,7 +192,7 @@ def test_eviction_goes_on_in_the_same_order(variant: Variant, log: Path) -> None
     shard.close()
     shard = Shard(variant, log, **limits)
     shard.run((b"set", b"new", b"x"))
-    assert [key for key, _ in picture(shard)] == [b"key-8", b"key-9", b"key-10", b"key-11", b"new"]
+    assert [key for key, _, _ in picture(shard)] == [b"key-8", b"key-9", b"key-10", b"key-11", b"new"]
     shard.close()
 
 

@@ -31,6 +31,7 @@ from imds.protocol import (
     split_request,
 )
 from imds.shard import record, store
+from imds.shard.keyspace import FUNCTIONS
 from imds.shard.record import each_effect
 
 SEED = 7
@@ -87,7 +88,7 @@ class Shard:
         return [split_request(records[start:end])[0] for _number, start, end in each_effect(records)]
 
     def order(self):
-        return [key for key, _value in self.store.entries()]
+        return [key for key, _value, _when in self.store.entries()]
 
 
 @pytest.fixture
@@ -156,29 +157,28 @@ def test_one_keyspace(shard):
 
 
 def test_every_command_of_the_table_is_here_and_no_other(variant):
-    """Each row: its name in any case, one token too few and one too many, and whether it is a write."""
-    samples = {
-        "key": b"k",
-        "value": b"v",
-        "score": b"1",
-        "member": b"m",
-        "start_score": b"1",
-        "end_score": b"1",
-    }
+    """Each row: its name in any case, a token too few and one too many, and whether it is a write."""
     for row in COMMANDS.values():
         shard = Shard(variant)
-        tokens = [samples.get(word, word.encode()) for word in row.usage.split()]
-        here = row.in_store
+        tokens = [b"1"] * row.min_tokens
+        here = row.in_store or row.name in FUNCTIONS
         for name in (row.name, row.name.upper(), row.name.title()):
             tokens[0] = name.encode()
             assert (shard(*tokens) != error(commands.UNKNOWN_COMMAND)) is here
+            assert shard(*tokens) != error(commands.WRONG_ARITY)
         if here:
-            assert shard(*tokens[:-1]) == shard(*tokens, b"x") == error(commands.WRONG_ARITY)
+            if row.min_tokens > 1:
+                assert shard(*tokens[:-1]) == error(commands.WRONG_ARITY)
+            if row.max_tokens < 20:
+                assert shard(*tokens, *[b"1"] * (row.max_tokens + 1 - row.min_tokens)) == error(
+                    commands.WRONG_ARITY
+                )
             shard.store.readonly = encode_error("READONLY disk full")
             assert (shard(*tokens) == error("READONLY disk full")) is row.write
-    assert {name[4:] for name in dir(store.UnifiedStore) if name.startswith("cmd_")} == {
-        row.name for row in COMMANDS.values() if row.in_store
-    }
+        shard.store.check()
+    here = {row.name for row in COMMANDS.values() if row.in_store}
+    assert {name[4:] for name in dir(store.UnifiedStore) if name.startswith("cmd_")} == set(store.HOT)
+    assert here <= set(store.HOT) | set(FUNCTIONS) <= {*here, "memory"}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_scores_are_what_float_says(shard, text):
     score = float(text) + 0.0
     assert shard(b"zadd", b"z", text, b"m") == OK
     assert shard(b"zrange", b"z", text, text) == (0, b"%a:m" % score)
-    assert list(shard.store.entries()) == [(b"z", [(score, b"m")])]
+    assert list(shard.store.entries()) == [(b"z", [(score, b"m")], 0)]
     assert shard.effects() == [[b"zadd", b"z", text, b"m"]]
 
 
@@ -782,7 +782,7 @@ def pairs_of(scores):
 
 def plain(table):
     """A model's table as entries() gives it."""
-    return [(key, value if isinstance(value, bytes) else pairs_of(value)) for key, value in table.items()]
+    return [(key, value if isinstance(value, bytes) else pairs_of(value), 0) for key, value in table.items()]
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -821,7 +821,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.effects.clear()
         table, self.model.evictions = self.saved
         assert sorted(self.shard.store.entries()) == sorted(table)
-        table = dict(table)
+        table = {key: value for key, value, _when in table}
         self.model.table = OrderedDict(
             (key, table[key] if isinstance(table[key], bytes) else {m: s for s, m in table[key]})
             for key in self.shard.order()

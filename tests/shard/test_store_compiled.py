@@ -15,6 +15,7 @@ import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from requests_at_random import Requests
 
 from imds import commands
 from imds.envelope import seal
@@ -22,6 +23,7 @@ from imds.protocol import decode_response, encode_error, encode_request, encode_
 from imds.shard import record as record_twin
 from imds.shard import sortedset as sortedset_twin
 from imds.shard import store as twin
+from imds.shard.rewrite import effects
 
 
 def load(name):
@@ -47,7 +49,7 @@ def same(one, two, *, order=True):
     two.check()
     assert one.log.pending() == two.log.pending()
     assert one.digest() == two.digest()
-    for name in ("keys", "ops", "hits", "misses", "evictions"):
+    for name in ("keys", "ops", "hits", "misses", "evictions", "expirations", "timed", "next_deadline"):
         assert getattr(one, name) == getattr(two, name), name
     if order:
         assert list(one.entries()) == list(two.entries())
@@ -131,6 +133,79 @@ def test_random_batches(options, keys):
             if end == "rollback":
                 same(one, two)
     same(one, two)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"capacity": 8, "evict": True}, {"capacity": 9}],
+    ids=["free", "lru", "full"],
+)
+def test_every_command_at_random(options):
+    """The same for all of them, while keys expire.
+
+    Replies, records, data, order, commits, rollbacks, replay.
+    """
+    requests = Requests(len(options), 1_000)
+    dice = requests.dice
+    one, two = pair(**options)
+    one.now = two.now = now = 1_000_000
+    records = b""
+    for ticket in range(400):
+        batch = [requests() for _ in range(dice.choice([1, 5, 20]))]
+        batch = [
+            [b"zrevrank", *r[1:], b"m1"] if r[0].lower() == b"zrandmember" else r
+            for r in batch
+            if r[0].lower() != b"keys"
+        ]
+        batch += [[b"zadd", b"lex", b"0", requests.member()], [b"px", b"key1"]]
+        batch.append([b"pexpire", requests.key(), b"%d" % dice.randrange(1, 3000)])
+        data = seal(ticket, len(batch), b"".join(map(encode_request, batch)))
+        found, other = one.execute(data), two.execute(data)
+        assert found == other, [
+            (request, *replies)
+            for request, *replies in zip(batch, replies_of(found), replies_of(other), strict=True)
+            if replies[0] != replies[1]
+        ]
+        if dice.random() < 0.3:
+            assert one.expire(3) == two.expire(3)
+        assert one.log.pending() == two.log.pending()
+        if dice.random() < 0.1:
+            same(one, two)
+        if dice.random() < 0.5:
+            if dice.random() < 0.7:
+                records += one.log.pending()
+                one.commit()
+                two.commit()
+            else:
+                one.rollback()
+                two.rollback()
+                same(one, two)
+        now += dice.choice([0, 1, 10, 500])
+        one.now = two.now = now
+        one.readonly = two.readonly = encode_error("READONLY") if dice.random() < 0.05 else None
+    records += one.log.pending()
+    same(one, two)
+    fresh = pair()
+    assert fresh[0].replay(records) == fresh[1].replay(records)
+    same(*fresh)
+    assert fresh[0].digest() == one.digest()
+    assert one.expirations > 20
+    rewritten = record_twin.RecordEncoder(9)
+    for effect in effects(one.entries()):
+        rewritten.add(effect)
+    for store in pair():
+        store.replay(rewritten.pending())
+        assert store.digest() == one.digest()
+        assert list(store.entries()) == list(one.entries())
+
+
+def replies_of(found):
+    """The replies in the answer to one envelope."""
+    out, replies, pos = found[1], [], 12
+    while pos < len(out):
+        status, payload, pos = decode_response(out, pos)
+        replies.append((status, payload))
+    return replies
 
 
 def test_one_replays_what_the_other_wrote():
