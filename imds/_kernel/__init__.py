@@ -1,8 +1,9 @@
 """The compiled kernels, and the one place that picks compiled or Python.
 
 Every kernel exists twice behind one interface: the Python twin, which is the readable reference, beside
-the code that uses it (``shard/store.py``, ``shard/sortedset.py``, ``shard/record.py``, ``router/switch.py``),
-and a Cython module of the same name in this package; what several of these share is in its ``.pxd`` files.
+the code that uses it (``shard/store.py``, ``shard/sortedset.py``, ``shard/record.py``, ``shard/links.py``,
+``router/switch.py`` with ``router/turns.py``), and a Cython module in this package; what several of these share
+is in its ``.pxd`` files.
 Where no compiled module was built, or ``IMDS_DISABLE_KERNEL=1`` is set, the twin runs; with
 ``IMDS_REQUIRE_KERNEL=1`` a missing one is an error.
 """
@@ -16,7 +17,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 # The compiled modules, by name. Touch this, then update setup.py's list (a test compares them).
-KERNELS: tuple[str, ...] = ("record", "sortedset", "store", "switch")
+KERNELS: tuple[str, ...] = ("links", "record", "sortedset", "store", "switch")
 
 
 def _flag(name: str) -> bool:

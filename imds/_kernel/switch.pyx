@@ -26,9 +26,11 @@ The structures are in ``stream.pxd``, ``scan.pxd``, ``turn.pxd`` and ``commandta
 long for one file because its methods work on one turn together.
 """
 
+import selectors
 from collections import deque
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -37,8 +39,20 @@ from libc.string cimport memchr, memcpy, memset
 
 from imds._kernel cimport memory
 from imds._kernel.commandtable cimport LONGEST, Row, find_row, hash_name
+from imds._kernel.poll cimport (
+    EPOLLIN,
+    EPOLLOUT,
+    HAVE_EPOLL,
+    PollEvent,
+    poll_clock,
+    poll_fd,
+    poll_mask,
+    poll_milliseconds,
+    poll_wait,
+)
 from imds._kernel.memory cimport Buffer, buffer_put, buffer_reserve, get_u32
 from imds._kernel.scan cimport PART, TOO_MANY, WHOLE, Scan, scan_advance, scan_reset
+from imds._kernel.socket cimport QUIETLY, recv, send
 from imds._kernel.stream cimport (
     Stream,
     stream_add,
@@ -76,28 +90,19 @@ from imds import envelope as _envelope
 from imds import hashslots as _hashslots
 from imds.protocol import MAX_REQUEST, MAX_TOKENS, encode_error
 from imds.router import switch as _twin
+from imds.router import turns as _turns
 from imds.router.switch import LinkError
-
-cdef extern from "sys/socket.h" nogil:
-    Py_ssize_t recv(int fd, void *data, size_t size, int flags)
-    Py_ssize_t send(int fd, const void *data, size_t size, int flags)
-
-cdef extern from *:
-    """
-    #ifdef MSG_NOSIGNAL
-    #define QUIETLY MSG_NOSIGNAL
-    #else
-    #define QUIETLY 0  /* Python ignores SIGPIPE */
-    #endif
-    """
-    const int QUIETLY
 
 cdef enum:
     # Not as a literal where it is used: Cython would compute with Python integers there.
     U32_MAX = 0xFFFFFFFFu
+    EVENTS = 512  # taken in one turn; the others come in the next
 
 cdef object NOTICE = _twin.NOTICE
 cdef uint64_t LEAST_NOTICE = _twin._LEAST_NOTICE
+cdef object EPOLL = getattr(selectors, "EpollSelector", None)
+cdef int READ = selectors.EVENT_READ
+cdef int WRITE = selectors.EVENT_WRITE
 cdef size_t RECEIVE = _twin.RECEIVE
 cdef size_t RECEIVE_LINK = _twin.RECEIVE_LINK
 cdef uint64_t SLOT_MASK = _hashslots.SLOTS - 1
@@ -282,6 +287,10 @@ cdef class Switch:
     """Splits clients' requests by shard and merges the shards' replies; see the twin."""
 
     cdef readonly int shards
+    cdef readonly dict by_fd
+    cdef public list held
+    cdef public double held_until
+    cdef public bint stuck
     cdef bytes _owners_kept
     cdef const uint8_t *_owners
     cdef uint64_t _seed
@@ -327,6 +336,8 @@ cdef class Switch:
         self._max_request = max_request
         self._backlog_limit = backlog_limit
         self._first_ticket = first_ticket
+        self.by_fd = {}
+        self.held = []
         self._inbox = <uint8_t *>memory.alloc(max(RECEIVE, RECEIVE_LINK))
         self._links = <Link *>memory.alloc(slots.shards * sizeof(Link))
         if self._inbox == NULL or self._links == NULL:
@@ -339,7 +350,7 @@ cdef class Switch:
         self._lost = [[] for _ in range(self.shards)]
         self._local_group = -1
         for shard in range(self.shards):
-            link_reset(&self._links[shard], False, first_ticket)
+            link_reset(&self._links[shard], False, -1, first_ticket)
             self._set_down(shard, _twin._NEVER_UP)
 
     def __dealloc__(self):
@@ -351,7 +362,7 @@ cdef class Switch:
                 if link_pending(link, 0).turn != NULL:
                     turn_release(link_pending(link, 0).turn)
                 link_pop(link)
-            link_reset(link, False, 0)
+            link_reset(link, False, -1, 0)
         memory.free(self._links)
         memory.free(self._inbox)
         memory.free(self._order.data)
@@ -376,6 +387,8 @@ cdef class Switch:
         cdef Client client = Client.__new__(Client)
         client.owner = owner
         client.fd = fd
+        if fd >= 0:
+            self.by_fd[fd] = client
         return client
 
     def detach(self, Client client not None):
@@ -383,6 +396,7 @@ cdef class Switch:
         client_leave(client)
         client.closing = True
         client.plain = False
+        self.by_fd.pop(client.fd, None)
         client.fd = -1  # its number may soon be another client's
 
     def refuse(self, Client client not None, bytes reply not None):
@@ -408,34 +422,42 @@ cdef class Switch:
     def receive_all(self, list clients not None, Py_ssize_t window):
         """Receive from each of these that is plain; return (ended, to think about, questions)."""
         cdef Client client
-        cdef Py_ssize_t size
         cdef list ended = []
         cdef list changed = []
         cdef list questions = []
         for client in clients:
-            if not client.plain:
-                continue
-            size = recv(client.fd, self._inbox, RECEIVE, 0)
-            if size > 0:
-                self._feed(client, self._inbox, <size_t>size, questions)
-                if (
-                    stream_size(&client._out)
-                    or client.inflight >= window
-                    or client.choked >= 0
-                    or client.closing
-                ):
-                    changed.append(client)
-            elif size == 0 or (errno != EAGAIN and errno != EINTR):
-                ended.append(client)
+            if client.plain:
+                self._receive_plain(client, window, ended, changed, questions)
         return ended, changed, questions
+
+    cdef inline int _receive_plain(
+        self, Client client, Py_ssize_t window, list ended, list changed, list questions
+    ) except -1:
+        cdef Py_ssize_t size = recv(client.fd, self._inbox, RECEIVE, 0)
+        if size > 0:
+            self._feed(client, self._inbox, <size_t>size, questions)
+            if (
+                stream_size(&client._out)
+                or client.inflight >= window
+                or client.choked >= 0
+                or client.closing
+            ):
+                changed.append(client)
+        elif size == 0 or (errno != EAGAIN and errno != EINTR):
+            ended.append(client)
+        return 0
 
     def flush_all(self, list clients not None, size_t hold=0):
         """Flush each of these clients that is plain; return (left to the router, held back)."""
+        cdef list left = []
+        cdef list held = []
+        self._flush_plain(clients, hold, left, held)
+        return left, held
+
+    cdef int _flush_plain(self, list clients, size_t hold, list left, list held) except -1:
         cdef Client client
         cdef Py_ssize_t sent
         cdef size_t size
-        cdef list left = []
-        cdef list held = []
         for client in clients:
             if client.plain and not client.closing:
                 size = stream_size(&client._out)
@@ -450,7 +472,7 @@ cdef class Switch:
                     if <size_t>sent == size:
                         continue
             left.append(client)
-        return left, held
+        return 0
 
     def feed(self, Client client not None, bytes data not None):
         """Take bytes that the client sent; return the first question, if there is one."""
@@ -764,12 +786,14 @@ cdef class Switch:
         self._links[shard].down_size = size_of(reply)
         return 0
 
-    def raise_link(self, int shard):
-        """The stream to ``shard`` is there, new and empty: its keys are served from now on."""
+    def raise_link(self, int shard, int fd=-1):
+        """The stream to ``shard`` is there, new and empty, at ``fd``: its keys are served from now on."""
         cdef Link *link = self._link(shard)
         if link.up:
             raise ValueError(f"the link to shard {shard} is up")
-        link_reset(link, True, self._first_ticket)
+        link_reset(link, True, fd, self._first_ticket)
+        if fd >= 0:
+            self.by_fd[fd] = shard
         self._tokens[shard].clear()
         self._touched[shard], self._lost[shard] = [], []
 
@@ -791,7 +815,8 @@ cdef class Switch:
         except BaseException:
             self._touched[shard] = clients
             raise
-        link_reset(link, False, self._first_ticket)
+        self.by_fd.pop(link.fd, None)
+        link_reset(link, False, -1, self._first_ticket)
         self._set_down(shard, reply)
         self._touched[shard], self._lost[shard] = [], []
         return clients, lost
@@ -860,6 +885,15 @@ cdef class Switch:
         link.out.held.size += REQUEST_HEADER
         buffer_put(&link.out.held, PyBytes_AS_STRING(frame), size)
         link_push(link, NULL, 0, 1, REQUEST_HEADER + size)
+
+    def unsent(self):
+        """Return (shard, descriptor) of each link that has bytes to send."""
+        cdef int shard
+        return [
+            (shard, self._links[shard].fd)
+            for shard in range(self.shards)
+            if stream_size(&self._links[shard].out)
+        ]
 
     def flush_link(self, int shard, int fd):
         """Write what the shard's socket takes; return the bytes that are left. Raises OSError."""
@@ -988,6 +1022,83 @@ cdef class Switch:
                 client_emit(client)
         return self._touch(client, clients)
 
+    # -- a turn of the router's loop -------------------------------------------------------------------
+
+    cdef object _turn(self, int poll, int milliseconds, Py_ssize_t window, size_t hold, double wait):
+        """See ``turn``, below."""
+        cdef PollEvent[EVENTS] events
+        cdef int count, index, fd, shard
+        cdef uint32_t mask
+        cdef object known
+        cdef Client client
+        cdef Link *link
+        cdef list answered = []
+        cdef list held
+        cdef News news = News.__new__(News)
+        if PyList_GET_SIZE(self.held):
+            index = <int>(wait * 1000 + 0.999)
+            milliseconds = index if milliseconds < 0 or index < milliseconds else milliseconds
+        with nogil:
+            count = poll_wait(poll, events, EVENTS, milliseconds)
+        if count < 0:
+            if errno != EINTR:
+                PyErr_SetFromErrno(OSError)
+                return None
+            PyErr_CheckSignals()
+        for index in range(count):
+            fd = poll_fd(&events[index])
+            mask = poll_mask(&events[index])
+            known = self.by_fd.get(fd)
+            if type(known) is Client:
+                client = <Client>known
+                if client.plain:
+                    self._receive_plain(client, window, news.ended, news.changed, news.questions)
+                    continue
+            elif known is not None:
+                if mask & ~EPOLLOUT:
+                    self._receive_ready(<int>known, fd, news, answered)
+                continue
+            news.events.append((fd, (READ if mask & ~EPOLLOUT else 0) | (WRITE if mask & ~EPOLLIN else 0)))
+        news.unsent, self.stuck = self.stuck, False
+        for shard in range(self.shards):
+            link = &self._links[shard]
+            if stream_size(&link.out):
+                try:
+                    link.sent += self._send(link.fd, &link.out, KEEP_LINK)
+                except OSError:
+                    news.broken.append((shard, None))
+                    continue
+                if stream_size(&link.out):
+                    news.unsent = self.stuck = True
+        if PyList_GET_SIZE(answered):
+            held = [] if hold else None
+            self._flush_plain(answered, hold, news.changed, held)
+            if held:
+                if not self.held:
+                    self.held_until = poll_clock() + wait
+                self.held += held
+        if PyList_GET_SIZE(self.held) and poll_clock() >= self.held_until:
+            held, self.held = self.held, []
+            self._flush_plain(held, 0, news.changed, None)
+        return news if news.any() else None
+
+    cdef int _receive_ready(self, int shard, int fd, News news, list answered) except -1:
+        """Receive from a link that is readable, as ``receive_link`` does."""
+        cdef Py_ssize_t size = recv(fd, self._inbox, RECEIVE_LINK, 0)
+        cdef list clients = []
+        cdef list answers = []  # where merge raises LinkError, drop_link accounts for both
+        if size > 0:
+            try:
+                self._merge(shard, self._inbox, <size_t>size, clients, answers)
+                answered += clients
+                if answers:
+                    news.answers += [(shard, token, reply) for token, reply in answers]
+            except LinkError as error:
+                news.broken.append((shard, error))
+        elif size == 0 or (errno != EAGAIN and errno != EINTR):
+            news.broken.append((shard, None))
+        return 0
+
     # -- checks ----------------------------------------------------------------------------------------
 
     def check(self):
@@ -1048,3 +1159,32 @@ cdef int check_client(Client client) except -1:
         turn = turn.next
     assert client.inflight == waiting, (client.inflight, waiting)
     return 0
+
+
+cdef class News:
+    """What a turn leaves to the router; see the twin in ``imds/router/turns.py``."""
+
+    cdef readonly list events, ended, changed, questions, answers, broken
+    cdef readonly bint unsent
+
+    def __cinit__(self):
+        self.events, self.ended, self.changed = [], [], []
+        self.questions, self.answers, self.broken = [], [], []
+
+    cdef bint any(self) noexcept:
+        return (
+            self.unsent
+            or PyList_GET_SIZE(self.events)
+            or PyList_GET_SIZE(self.ended)
+            or PyList_GET_SIZE(self.changed)
+            or PyList_GET_SIZE(self.questions)
+            or PyList_GET_SIZE(self.answers)
+            or PyList_GET_SIZE(self.broken)
+        )
+
+
+def turn(Switch switch not None, selector, timeout, Py_ssize_t window, size_t hold, double wait):
+    """Take one turn of the router's loop; see the twin in ``imds/router/turns.py``."""
+    if HAVE_EPOLL and type(selector) is EPOLL:
+        return switch._turn(selector.fileno(), poll_milliseconds(timeout), window, hold, wait)
+    return _turns.turn(switch, selector, timeout, window, hold, wait)

@@ -94,6 +94,7 @@ ctypedef struct Pending:
 
 ctypedef struct Link:
     bint up
+    int fd  # -1: the switch has not been told
     const uint8_t *down  # the reply while it is not; owned by ``Switch._down``
     size_t down_size
     Stream out
@@ -165,13 +166,14 @@ cdef inline void put_header(
     set_u32(at + 12, dialect)
 
 
-cdef inline void link_reset(Link *link, bint up, uint32_t ticket) noexcept nogil:
+cdef inline void link_reset(Link *link, bint up, int fd, uint32_t ticket) noexcept nogil:
     """Make it a new stream. Nothing is pending."""
     stream_free(&link.out)
     stream_free(&link.rest)
     memory.free(link.ring)
     memset(link, 0, sizeof(Link))
     link.up = up
+    link.fd = fd
     link.ticket = link.due = ticket
     link.need = REPLY_HEADER
     link.group = -1

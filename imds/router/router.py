@@ -1,9 +1,7 @@
 """The router process: accepts clients, moves bytes between them and the shards, keeps everything bounded.
 
-One turn of the loop::
-
-    select -> every readable client: receive (split by shard) -> one send for each shard
-           -> every readable shard:  receive (merge in order) -> one send for each client with output
+``turns.py`` makes a turn of the loop: it receives from and sends to everyone. Here is what it leaves: who is
+read, who is dropped, and everything seldom.
 
 What stays true:
 
@@ -36,7 +34,7 @@ from imds.hashslots import SlotMap
 from imds.process import Signals, raise_descriptor_limit, set_schedule, start_logging
 from imds.protocol import encode_error
 from imds.router.gather import ShardStatus
-from imds.router.kernel import NOTICE, Client, LinkError, Switch
+from imds.router.kernel import NOTICE, Client, LinkError, News, Switch, turn
 from imds.router.requests import Requests
 from imds.router.session import Session
 
@@ -109,9 +107,6 @@ class Router:
         self.connections: set[Connection] = set()
         self._lingering: set[Connection] = set()
         self._choked: dict[int, set[Connection]] = {}  # by shard: who waits until its backlog is gone
-        self._answered: list[Client] = []  # has output, and is sent it at the end of a turn
-        self._held: list[Client] = []  # has part of a turn's replies, which may wait for the rest
-        self._held_until = 0.0
         self._dirty: dict[Connection, None] = {}  # has news; looked at once, at the end of a turn
         self._accepting = False
         self._accepted = 0
@@ -132,37 +127,49 @@ class Router:
         self._accept(True)
         self.channel.send("ready")
         while True:
-            readable = []
-            for key, mask in selector.select(self._timeout()):
-                owner = key.data
-                if type(owner) is Connection:
-                    if owner.client.plain:
-                        readable.append(owner.client)
-                    elif not owner.mask:
-                        continue  # dropped earlier in this turn
-                    elif mask & READ:
-                        self._receive(owner)
-                    else:
-                        self._dirty[owner] = None
-                elif type(owner) is ShardLink:
-                    if mask & READ:
-                        self._receive_link(owner)
-                else:
-                    owner(key.fileobj)
-            if readable:
-                self._receive_all(readable)
-            self._flush_links()
-            self._flush_clients()
+            news = turn(self._switch, selector, self._timeout(), WINDOW, HOLD_BYTES, HOLD)
+            if news is not None:
+                self._act_on(news)
+            if self._dirty:
+                self._flush_clients()
             if self._lingering or self._requests.busy or not self._accepting:
                 self._on_time()
             if self._drains_until and self._drained():
                 return self._close()
 
+    def _act_on(self, news: News) -> None:
+        """Decide about what a turn has left."""
+        for shard, error in news.broken:
+            self._on_broken(shard, error)
+        for shard, answered, reply in news.answers:
+            if answered is not NOTICE:
+                answered(reply)
+            elif not self._requests.on_notice(shard, reply):
+                self._on_broken(shard, LinkError(f"shard {shard} told what cannot be"))
+        for question in news.questions:
+            self._requests.take(*question)
+        for client in news.changed:
+            self.touch(client)
+        for client in news.ended:
+            if client.owner in self.connections:
+                self._receive(client.owner)
+        registered = self._selector.get_map()
+        for fd, mask in news.events:
+            key = registered.get(fd)
+            if key is None:
+                continue  # dropped earlier in this turn
+            owner = key.data
+            if type(owner) is not Connection:
+                owner(key.fileobj)
+            elif mask & READ:
+                self._receive(owner)
+            else:
+                self._dirty[owner] = None
+        self._flush_links()
+
     def _timeout(self) -> float | None:
         if self._drains_until:
             return 0.05
-        if self._held:
-            return HOLD
         return 0.1 if self._lingering or self._requests.busy or not self._accepting else None
 
     def _on_time(self) -> None:
@@ -170,6 +177,7 @@ class Router:
         for connection in [one for one in self._lingering if now >= one.lingers_until]:
             self.drop(connection)
         self._requests.on_time()
+        self._flush_links()
         self._flush_clients()
         if not self._accepting and not self._drains_until:
             self._accept(True)
@@ -214,19 +222,6 @@ class Router:
                 self._switch.refuse(connection.client, busy)
                 self._dirty[connection] = None
 
-    def _receive_all(self, clients: list[Client]) -> None:
-        """Receive from clients that were plain when the turn began: nearly all, nearly always."""
-        ended, changed, questions = self._switch.receive_all(clients, WINDOW)
-        for question in questions:
-            self._requests.take(*question)
-        for client in changed:
-            if client.choked >= 0:
-                self._choked.setdefault(client.choked, set()).add(client.owner)
-            self._dirty[client.owner] = None
-        for client in ended:
-            if client.owner in self.connections:
-                self._receive(client.owner)
-
     def _receive(self, connection: Connection) -> None:
         client = connection.client
         if connection.lingers_until:
@@ -262,8 +257,6 @@ class Router:
 
     def _flush_clients(self) -> None:
         """Send every client what its socket takes; for dirty ones decide what to wait for next."""
-        if self._answered or self._held:
-            self._flush_answered()
         dirty, self._dirty = self._dirty, {}
         for connection in dirty:
             if connection not in self.connections or connection.lingers_until:
@@ -295,19 +288,6 @@ class Router:
             ):
                 mask |= READ
             self._watch(connection, mask)
-
-    def _flush_answered(self) -> None:
-        """Send the plain clients what they have; the others become dirty."""
-        answered, self._answered = self._answered, []
-        changed, held = self._switch.flush_all(answered, HOLD_BYTES)
-        if held and not self._held:
-            self._held_until = time.monotonic() + HOLD
-        self._held += held
-        if self._held and time.monotonic() >= self._held_until:
-            held, self._held = self._held, []
-            changed += self._switch.flush_all(held)[0]
-        for client in changed:
-            self._dirty[client.owner] = None
 
     def _watch(self, connection: Connection, mask: int) -> None:
         if mask != connection.mask:
@@ -358,34 +338,14 @@ class Router:
 
     # -- shards -----------------------------------------------------------------------------------
 
-    def _receive_link(self, link: ShardLink) -> None:
-        shard = link.shard
-        if self._links[shard] is not link:
-            return  # replaced earlier in this turn
-        try:
-            size, clients, answers = self._switch.receive_link(shard, link.fd)
-        except BlockingIOError:
+    def _on_broken(self, shard: int, error: LinkError | None) -> None:
+        """The stream to a shard has ended, or cannot be trusted any more."""
+        link = self._links[shard]
+        if link is None:
             return
-        except LinkError as error:
+        self._lose(link)
+        if error is not None:
             log.error("%s; it has to start anew", error)
-            self._lose(link)
-            self.channel.send("distrust", shard=shard)
-            return
-        except OSError:
-            size = 0
-        if size == 0:
-            self._lose(link)
-            return
-        self._answered += clients
-        right = True
-        for answered, reply in answers:
-            if answered is NOTICE:
-                right &= self._requests.on_notice(shard, reply)
-            else:
-                answered(reply)
-        if not right:
-            log.error("shard %d told what cannot be; it has to start anew", shard)
-            self._lose(link)
             self.channel.send("distrust", shard=shard)
 
     def _flush_links(self) -> None:
@@ -454,7 +414,7 @@ class Router:
         sock.setblocking(False)
         link = ShardLink(shard, sock)
         self._links[shard] = link
-        self._switch.raise_link(shard)
+        self._switch.raise_link(shard, link.fd)
         self._selector.register(link.fd, READ, link)
         self._requests.on_raised(shard)
 

@@ -27,7 +27,7 @@ What stays true:
 
 No clock, no logging. Sockets appear only as descriptors in receive and flush, because one call for
 "read and split" is what the compiled twin, ``_kernel/switch.pyx``, is fast by. The tests in
-``tests/router/test_switch.py`` hold both to the same cases.
+``tests/router/test_switch.py`` hold both to the same cases. ``turns.py`` makes a turn of the loop of it.
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ class Link:
     __slots__ = (
         "down",
         "due",
+        "fd",
         "lost",
         "need",
         "noticed",
@@ -163,7 +164,8 @@ class Link:
         "touched",
     )
 
-    def __init__(self, down: bytes | None, ticket: int) -> None:
+    def __init__(self, down: bytes | None, ticket: int, fd: int) -> None:
+        self.fd = fd
         self.down = down  # the reply for this shard's keys while it is down; None: it is up
         self.out = bytearray()
         self.queued = 0  # bytes ever put into ``out`` since the link came up
@@ -195,6 +197,10 @@ class Switch:
 
     ``backlog_limit``: bytes waiting for one shard above which clients that add to it are marked choked.
     ``first_ticket``: of every stream; the shards only echo tickets.
+
+    ``by_fd`` finds, by their descriptor, the clients and, by its number, a shard's link. ``held``,
+    ``held_until`` (of ``time.monotonic()``) and ``stuck`` belong to the turns: clients with part of a turn's
+    replies, and whether a link's socket did not take everything in the last turn.
     """
 
     def __init__(
@@ -214,14 +220,21 @@ class Switch:
         self._max_request = max_request
         self._backlog_limit = backlog_limit
         self._first_ticket = first_ticket
-        self._links = [Link(_NEVER_UP, first_ticket) for _ in range(slots.shards)]
+        self._links = [Link(_NEVER_UP, first_ticket, -1) for _ in range(slots.shards)]
+        self.by_fd: dict[int, Client | int] = {}
+        self.held: list[Client] = []
+        self.held_until = 0.0
+        self.stuck = False
         self._heads = _heads(max_tokens)
 
     # -- clients ----------------------------------------------------------------------------------
 
     def attach(self, owner: Any, fd: int = -1) -> Client:
         """Return the switch's side of a new client, whose socket is ``fd``."""
-        return Client(owner, fd, FrameScan(self._max_tokens, self._max_request))
+        client = Client(owner, fd, FrameScan(self._max_tokens, self._max_request))
+        if fd >= 0:
+            self.by_fd[fd] = client
+        return client
 
     def detach(self, client: Client) -> None:
         """Forget a client that is gone; the replies that are still under way to it will be dropped."""
@@ -233,6 +246,7 @@ class Switch:
         client.inflight = 0
         client.closing = True
         client.plain = False
+        self.by_fd.pop(client.fd, None)
         client.fd = -1  # its number may soon be another client's
 
     def refuse(self, client: Client, reply: bytes) -> None:
@@ -458,14 +472,16 @@ class Switch:
 
     # -- shards -----------------------------------------------------------------------------------
 
-    def raise_link(self, shard: int) -> None:
-        """The stream to ``shard`` is there, new and empty: its keys are served from now on.
+    def raise_link(self, shard: int, fd: int = -1) -> None:
+        """The stream to ``shard`` is there, new and empty, at ``fd``: its keys are served from now on.
 
         Raises ValueError if it was there already: :meth:`drop_link` must answer what is under way first.
         """
         if self._links[shard].down is None:
             raise ValueError(f"the link to shard {shard} is up")
-        self._links[shard] = Link(None, self._first_ticket)
+        self._links[shard] = Link(None, self._first_ticket, fd)
+        if fd >= 0:
+            self.by_fd[fd] = shard
 
     def drop_link(self, shard: int, reply: bytes) -> tuple[list[Client], list[tuple[Any, bool]]]:
         """The stream to ``shard`` is gone: answer its keys by ``reply`` until :meth:`raise_link`.
@@ -477,7 +493,8 @@ class Switch:
         """
         check_reply(reply)
         link = self._links[shard]
-        self._links[shard] = Link(reply, self._first_ticket)
+        self._links[shard] = Link(reply, self._first_ticket, -1)
+        self.by_fd.pop(link.fd, None)
         touched, lost = link.touched, link.lost
         for receiver, places, end in link.pending:
             if isinstance(receiver, Question):
@@ -512,6 +529,10 @@ class Switch:
         if self._links[shard].down is not None:
             raise ValueError(f"the link to shard {shard} is down")
         self._links[shard].send(Question(token), [frame], [0])
+
+    def unsent(self) -> list[tuple[int, int]]:
+        """Return (shard, descriptor) of each link that has bytes to send."""
+        return [(shard, link.fd) for shard, link in enumerate(self._links) if link.out]
 
     def flush_link(self, shard: int, fd: int) -> int:
         """Write what the shard's socket takes; return the bytes that are left. Raises OSError."""

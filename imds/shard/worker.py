@@ -2,10 +2,11 @@
 
 One turn of the loop, for all routers together::
 
-    select -> read every link -> execute (in memory, each effect noted with how to undo it)
-           -> append the effects to the log, one write
-                 failed: undo the whole turn, turn read-only, execute it again
-           -> policy ``always``: fdatasync -> send the replies
+    links.turn:  select -> read every link -> execute (in memory, each effect noted with how to undo it)
+                        -> no effects: send the replies
+    settle:      append the effects to the log, one write
+                     failed: undo the whole turn, turn read-only, execute it again
+                 -> policy ``always``: fdatasync -> send the replies
 
 What stays true:
 
@@ -46,9 +47,9 @@ import psutil
 from imds.commands import LOADING
 from imds.config import Config
 from imds.control import Channel
-from imds.envelope import LENGTH, notice, refuse
+from imds.envelope import notice, refuse
 from imds.process import EXIT_DISK, EXIT_REFUSED, ignore, set_schedule, start_logging
-from imds.protocol import OK, U32, Buffer, encode_error, encode_response
+from imds.protocol import OK, Buffer, encode_error, encode_response
 from imds.shard.aof import (
     Aof,
     AofBroken,
@@ -60,12 +61,11 @@ from imds.shard.aof import (
     Base,
 )
 from imds.shard.background import Background
-from imds.shard.kernel import RecordEncoder, UnifiedStore
+from imds.shard.kernel import Link, Links, RecordEncoder, UnifiedStore
 from imds.shard.transactions import Transactions
 from imds.shard.waiting import Waiting
 from imds.shard.watches import Watches
 
-RECEIVE = 1 << 18  # bytes taken from one link per wake-up
 OUT_LIMIT = 4 << 20  # bytes of replies that a router has not taken above which its link is not read
 PROBE_EVERY = 1.0  # seconds between two tries of a disk that refused a write
 PROBE_LEAST = 1 << 16  # bytes that it must take then
@@ -84,31 +84,15 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 log = logging.getLogger("imds.shard")
 
 
-class Link:
-    """The stream to one router."""
+class Loading:
+    """What answers while the store is not ready."""
 
-    __slots__ = ("fd", "inbox", "mask", "notices", "out", "rest", "router", "sock")
+    log = RecordEncoder(0)  # stays empty
+    now = 0
 
-    def __init__(self, sock: socket.socket, router: int) -> None:
-        self.sock = sock
-        self.router = b"%d" % router
-        self.notices = 0  # sent so far
-        self.fd = sock.fileno()
-        self.inbox = memoryview(bytearray(RECEIVE))  # what the last read gave; used again by the next
-        self.rest = bytearray()  # an envelope of which the end has not arrived
-        self.out = bytearray()  # replies that the socket has not taken
-        self.mask = READ
-
-    def take(self, data: Buffer) -> Buffer:
-        """Return the bytes to execute now that ``data`` has arrived: none before an envelope is whole."""
-        if not self.rest:
-            return data
-        self.rest += data
-        if len(self.rest) < LENGTH or len(self.rest) < LENGTH + U32.unpack_from(self.rest)[0]:
-            return b""
-        whole = bytes(self.rest)
-        self.rest.clear()
-        return whole
+    def execute(self, data: Buffer) -> tuple[int, bytes]:
+        """Refuse every request in the whole envelopes of ``data``."""
+        return refuse(data, _LOADING)
 
 
 class Worker:
@@ -126,10 +110,9 @@ class Worker:
         self._store = self._new_store()
         self._selector = selectors.DefaultSelector()
         self._background = Background()
-        self._links: set[Link] = set()
-        self._loading = True
+        self._links = Links(_now)
+        self._loading: Loading | None = Loading()
         self._stopping = False
-        self._sync_asked = False  # by a request of this turn
         self._rewrite_asked = False  # of the supervisor, who says when
         self._rewriting = False
         self._rewrites = 0
@@ -213,121 +196,78 @@ class Worker:
 
     def _turn(self, timeout: float | None) -> bool:
         """Wait for events and act on them; return whether any request arrived."""
-        arrived: list[tuple[Link, Buffer]] = []
-        for key, mask in self._selector.select(timeout):
-            if isinstance(key.data, Link):
-                link = key.data
-                if mask & READ:
-                    data = self._receive(link)
-                    if data:
-                        arrived.append((link, data))
-                elif link in self._links:
-                    self._flush(link)
-            elif key.fileobj is self._background:
+        links = self._links
+        events = links.turn(self._selector, timeout, self._loading or self._store)
+        if self._expiry_due():
+            self._store.now = _now()
+            if self._store.expire(EXPIRE_MOST) < EXPIRE_MOST:
+                self._expire_at = time.monotonic() + EXPIRE_EVERY
+            self._settle()
+        elif links.waiting:
+            self._settle()
+        if self._waiting and links.executed:
+            self._notify()
+        if links.changed:
+            self._watch_links()
+        for fd, _ in events or ():
+            if fd == self._background.fileno():
                 self._background.finish()
             else:
                 self._on_control()
-        expiry_due = self._expiry_due()
-        if arrived or expiry_due:
-            self._serve(arrived, expiry_due)
-        return bool(arrived)
+        return links.executed > 0
 
-    def _serve(self, arrived: list[tuple[Link, Buffer]], expiry_due: bool) -> None:
-        """Execute, log, sync, reply: in this order, for everything that has arrived."""
-        if self._loading:
-            results = [refuse(data, _LOADING) for _, data in arrived]
-        else:
-            self._store.now = _now()
-            if expiry_due and self._store.expire(EXPIRE_MOST) < EXPIRE_MOST:
-                self._expire_at = time.monotonic() + EXPIRE_EVERY
-            execute = self._store.execute
-            results = [execute(data) for _, data in arrived]
-            records = self._log.pending()
-            if records:
-                if self._waiting:
-                    self._waiting.serve(records)
-                    records = self._log.pending()
-                try:
-                    self._aof.append(records)
-                except AofWriteError as error:
-                    self._store.rollback()
-                    self._waiting.undo_batch()
-                    self._watches.undo_batch()
-                    self._refuse_writes(error, len(records))
-                    results = [execute(data) for _, data in arrived]
-                self._watches.end_batch(records)
-            self._store.commit()
-            if self._sync_asked:
-                self._sync_asked = False
-                self._aof.flush()
-            elif records:
-                self._aof.sync()
-            if records and not self._rewrite_asked:
-                self._ask_if_grown()
-        for (link, data), (used, replies) in zip(arrived, results, strict=True):
-            if used < len(data):
-                link.rest += data[used:]
-            self._send(link, replies)
-        if self._waiting:
-            self._notify()
+    def _settle(self) -> None:
+        """Log, sync, reply: in this order, for all that was executed in this turn."""
+        records = self._log.pending()
+        if records:
+            if self._waiting:
+                self._waiting.serve(records)
+                records = self._log.pending()
+            try:
+                self._aof.append(records)
+            except AofWriteError as error:
+                self._store.rollback()
+                self._waiting.undo_batch()
+                self._watches.undo_batch()
+                self._refuse_writes(error, len(records))
+                self._links.again(self._store)
+            self._watches.end_batch(records)
+        self._store.commit()
+        if self._links.hold:
+            self._aof.flush()
+        elif records:
+            self._aof.sync()
+        if records and not self._rewrite_asked:
+            self._ask_if_grown()
+        self._links.reply()
 
     def _notify(self) -> None:
         """Tell the routers what their waiting clients have got in this turn."""
-        links = {link.router: link for link in self._links}
+        links = {link.router: link for link in self._links.by_fd.values()}
         for router, frame in self._waiting.end_batch():
             link = links[router]
-            self._send(link, notice(link.notices, frame))
+            self._links.push(link, notice(link.notices, frame))
             link.notices += 1
 
     # -- links ------------------------------------------------------------------------------------
 
-    def _receive(self, link: Link) -> Buffer:
-        try:
-            size = link.sock.recv_into(link.inbox)
-        except BlockingIOError:
-            return b""
-        except OSError:
-            size = 0
-        if not size:
-            self._drop(link)
-            return b""
-        return link.take(link.inbox[:size])
-
-    def _send(self, link: Link, replies: bytes) -> None:
-        """Send at once what the socket takes, and keep the rest."""
-        if link not in self._links:
-            return
-        if not link.out:
-            try:
-                sent = os.write(link.fd, replies)
-            except OSError:
-                sent = 0  # _flush will see why
-            if sent == len(replies):
-                return
-            replies = replies[sent:]
-        link.out += replies
-        self._flush(link)
-
-    def _flush(self, link: Link) -> None:
-        if link not in self._links:
-            return
-        if link.out:
-            try:
-                del link.out[: os.write(link.fd, link.out)]
-            except BlockingIOError:
-                pass
-            except OSError:
+    def _watch_links(self) -> None:
+        """Drop the links that have ended; have the selector watch the others for what they wait for."""
+        changed = set(self._links.changed)
+        self._links.changed.clear()
+        for link in changed:
+            if link.ended:
                 self._drop(link)
-                return
-        mask = (WRITE if link.out else 0) | (READ if len(link.out) < OUT_LIMIT else 0)
-        if mask != link.mask:
-            self._selector.modify(link.sock, mask, link)
-            link.mask = mask
+                continue
+            mask = (WRITE if link.out else 0) | (READ if link.unsent < OUT_LIMIT else 0)
+            if mask != link.mask:
+                self._selector.modify(link.sock, mask)
+                link.mask = mask
 
     def _drop(self, link: Link) -> None:
         self._selector.unregister(link.sock)
+        self._links.drop(link)
         link.sock.close()
-        self._links.discard(link)
         self._watches.leave(link.router)
         self._waiting.leave(link.router)
 
@@ -352,11 +292,10 @@ class Worker:
     def _add_link(self, fd: int, router: int) -> None:
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
-        link = Link(sock, router)
-        for old in [one for one in self._links if one.router == link.router]:
+        for old in [one for one in self._links.by_fd.values() if one.router == b"%d" % router]:
             self._drop(old)
-        self._links.add(link)
-        self._selector.register(sock, READ, link)
+        self._links.add(sock, b"%d" % router)
+        self._selector.register(sock, READ)
 
     # -- the log ----------------------------------------------------------------------------------
 
@@ -388,7 +327,7 @@ class Worker:
                 return
         self._store.enforce_limits()
         self._keep()
-        self._loading = False
+        self._loading = None
         seconds = time.monotonic() - started
         log.debug("%d keys loaded in %.2f s", self._store.keys, seconds)
         self._channel.send("ready", keys=self._store.keys, seconds=seconds)
@@ -428,7 +367,7 @@ class Worker:
 
     def _on_sync(self, _arguments: list[bytes]) -> bytes:
         """The ``sync`` command: this turn is synced before its replies go."""
-        self._sync_asked = True
+        self._links.hold = True
         return _DONE
 
     # -- options ----------------------------------------------------------------------------------
@@ -515,7 +454,7 @@ class Worker:
                 "misses": store.misses,
                 "evictions": store.evictions,
                 "expirations": store.expirations,
-                "links": len(self._links),
+                "links": len(self._links.by_fd),
                 "readonly": store.readonly is not None,
                 **aof.stats(),
                 "rewrites": self._rewrites,
@@ -525,7 +464,7 @@ class Worker:
         return encode_response(OK, json.dumps(values).encode())
 
     def _close(self) -> None:
-        for link in self._links:
+        for link in self._links.by_fd.values():
             link.sock.close()
         self._selector.close()
         self._background.close()

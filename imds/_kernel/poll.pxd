@@ -1,0 +1,57 @@
+"""Waiting for descriptors by epoll(7), where the system has it."""
+
+from libc.stdint cimport uint32_t
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <time.h>
+
+    #ifdef __linux__
+    #include <sys/epoll.h>
+    #define HAVE_EPOLL 1
+    typedef struct epoll_event PollEvent;
+    static inline int poll_wait(int poll, PollEvent *events, int most, int milliseconds) {
+        return epoll_wait(poll, events, most, milliseconds);
+    }
+    static inline int poll_fd(const PollEvent *event) { return event->data.fd; }
+    static inline unsigned poll_mask(const PollEvent *event) { return event->events; }
+    #else
+    #define HAVE_EPOLL 0  /* nothing here is called then */
+    #define EPOLLIN 1u
+    #define EPOLLOUT 4u
+    typedef struct { int fd; } PollEvent;
+    static inline int poll_wait(int poll, PollEvent *events, int most, int milliseconds) {
+        (void)poll; (void)events; (void)most; (void)milliseconds;
+        errno = ENOSYS;
+        return -1;
+    }
+    static inline int poll_fd(const PollEvent *event) { return event->fd; }
+    static inline unsigned poll_mask(const PollEvent *event) { (void)event; return 0; }
+    #endif
+
+    static inline double poll_clock(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+    }
+    """
+    const bint HAVE_EPOLL
+    const uint32_t EPOLLIN, EPOLLOUT
+    ctypedef struct PollEvent:
+        pass
+    int poll_wait(int poll, PollEvent *events, int most, int milliseconds) noexcept nogil
+    int poll_fd(const PollEvent *event) noexcept nogil
+    uint32_t poll_mask(const PollEvent *event) noexcept nogil
+    double poll_clock() noexcept nogil  # time.monotonic()
+
+
+cdef inline int poll_milliseconds(object timeout) except -2:
+    """Return a timeout in seconds, or None for none, as epoll takes it: rounded up, -1 for none."""
+    cdef double wait
+    if timeout is None:
+        return -1
+    wait = timeout
+    if wait <= 0:
+        return 0
+    return <int>(wait * 1000 + 0.999) if wait < 1e6 else 1000000000

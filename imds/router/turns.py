@@ -1,0 +1,111 @@
+"""One turn of the router's loop around a switch: wait, receive from everyone, send to everyone.
+
+::
+
+    select -> every readable client: receive (split by shard)
+           -> every readable shard:  receive (merge in order)
+           -> one send for each shard -> one send for each client with output
+
+What is policy, and what happens seldom, is left to the router, as :class:`News`. The compiled twin is
+``turn`` in ``_kernel/switch.pyx``: one call for all of this, without a Python object for an event, where the
+system has epoll(7). The tests in ``tests/router/test_turns.py`` hold both to the same cases.
+"""
+
+from __future__ import annotations
+
+import time
+from selectors import EVENT_READ, BaseSelector
+from typing import Any
+
+from imds.router.switch import Asked, Client, LinkError, Switch
+
+
+class News:
+    """What a turn leaves to the router.
+
+    ``events``: (descriptor, the selector's mask) of what is neither a plain client nor a link. ``ended``:
+    clients of which the stream is at its end, or broken: receiving once more tells. ``changed``: clients to
+    think about, because they have output that their socket has not taken, are choked or closing, or have a
+    full window. ``questions`` of clients, ``answers`` to the router's own, (shard, token, reply).
+    ``broken``: (shard, LinkError or
+    None) of each link that has to be dropped. ``unsent``: a link has, or had until now, bytes that its socket
+    did not take.
+    """
+
+    __slots__ = ("answers", "broken", "changed", "ended", "events", "questions", "unsent")
+
+    def __init__(self) -> None:
+        self.events: list[tuple[int, int]] = []
+        self.ended: list[Client] = []
+        self.changed: list[Client] = []
+        self.questions: list[Asked] = []
+        self.answers: list[tuple[int, Any, bytes]] = []
+        self.broken: list[tuple[int, LinkError | None]] = []
+        self.unsent = False
+
+    def __bool__(self) -> bool:
+        return self.unsent or any(
+            (self.events, self.ended, self.changed, self.questions, self.answers, self.broken)
+        )
+
+
+def turn(
+    switch: Switch, selector: BaseSelector, timeout: float | None, window: int, hold: int, wait: float
+) -> News | None:
+    """Wait for ``timeout`` seconds at most (None: for ever), act on what came, return what is left to do.
+
+    The selector has every client and link by its descriptor. ``window`` is that of ``receive_all``. Replies
+    that stop in the midst of a turn, and are under ``hold`` bytes, are held back for ``wait`` seconds.
+    """
+    if switch.held:
+        timeout = wait if timeout is None else min(wait, timeout)
+    news = News()
+    readable: list[Client] = []
+    answered: list[Client] = []
+    for key, mask in selector.select(timeout):
+        known = switch.by_fd.get(key.fd)
+        if isinstance(known, int):
+            if mask & EVENT_READ:
+                _receive_link(switch, known, key.fd, news, answered)
+        elif known is not None and known.plain:
+            readable.append(known)
+        else:
+            news.events.append((key.fd, mask))
+    if readable:
+        news.ended, news.changed, news.questions = switch.receive_all(readable, window)
+    news.unsent, switch.stuck = switch.stuck, False
+    for shard, fd in switch.unsent():
+        try:
+            if switch.flush_link(shard, fd):
+                news.unsent = switch.stuck = True
+        except OSError:
+            news.broken.append((shard, None))
+    _flush(switch, answered, news, hold, wait)
+    return news or None
+
+
+def _receive_link(switch: Switch, shard: int, fd: int, news: News, answered: list[Client]) -> None:
+    try:
+        size, clients, answers = switch.receive_link(shard, fd)
+    except BlockingIOError:
+        return
+    except LinkError as error:
+        news.broken.append((shard, error))
+        return
+    except OSError:
+        size, clients, answers = 0, [], []
+    if not size:
+        news.broken.append((shard, None))
+    answered += clients
+    news.answers += [(shard, token, reply) for token, reply in answers]
+
+
+def _flush(switch: Switch, answered: list[Client], news: News, hold: int, wait: float) -> None:
+    changed, held = switch.flush_all(answered, hold)
+    news.changed += changed
+    if held and not switch.held:
+        switch.held_until = time.monotonic() + wait
+    switch.held += held
+    if switch.held and time.monotonic() >= switch.held_until:
+        held, switch.held = switch.held, []
+        news.changed += switch.flush_all(held)[0]

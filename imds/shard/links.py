@@ -1,0 +1,201 @@
+"""The streams between a shard and its routers: requests in, replies out, a turn of the loop at a time.
+
+::
+
+    turn:   wait -> receive from every readable link -> execute what is whole
+                 -> nothing to log, nothing to wait for: send the replies
+                    otherwise they wait:  reply, when what they rest on is in the log
+                                          again, when the log has refused it
+
+What stays true:
+
+* A link's replies leave in the order in which its requests came, and none before ``turn`` found nothing to
+  log or ``reply`` was called.
+* What was executed in a turn is kept until its replies may go, so that ``again`` can execute it once more;
+  after ``reply`` there is nothing to execute again.
+* A link is read only by ``turn``, at most ``RECEIVE`` bytes at a time, and only while the worker has it
+  watched for reading; what an envelope announces allocates nothing.
+
+No logging, no policy: who is watched for what is the worker's to decide. The compiled twin is
+``_kernel/links.pyx``; ``tests/shard/test_links.py`` holds both to the same cases.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
+from typing import Protocol
+
+from imds.envelope import LENGTH
+from imds.protocol import U32, Buffer
+
+RECEIVE = 1 << 18  # bytes taken from one link per turn
+
+
+class Log(Protocol):
+    """The effects that have been executed and are not in the file."""
+
+    def pending(self) -> Buffer: ...
+
+
+class Executor(Protocol):
+    """A store, or what answers in its place. See ``UnifiedStore.execute``."""
+
+    now: int
+
+    @property
+    def log(self) -> Log: ...
+
+    def execute(self, data: Buffer, /) -> tuple[int, bytes]: ...
+
+
+class Link:
+    """The stream to one router.
+
+    Three are the worker's: ``router``, who it is; ``notices``, how many it was sent; ``mask``, what the selector
+    watches. ``out`` is true while replies wait for the socket, ``unsent`` says how many bytes. ``ended``: no
+    more comes.
+    """
+
+    __slots__ = ("arrived", "ended", "fd", "mark", "mask", "notices", "out", "router", "sock", "used")
+
+    def __init__(self, sock: socket.socket, router: bytes) -> None:
+        self.sock = sock
+        self.router = router
+        self.notices = 0
+        self.fd = sock.fileno()
+        self.mask = EVENT_READ
+        self.arrived = bytearray()  # requests that have not been answered, or not wholly arrived
+        self.used = 0  # bytes of these that were executed in this turn
+        self.out = bytearray()
+        self.mark = 0  # bytes of ``out`` that are older than this turn
+        self.ended = False
+
+    @property
+    def unsent(self) -> int:
+        return len(self.out)
+
+
+class Links:
+    """All links of a shard. ``clock`` tells the store's time, once for each turn that executes something.
+
+    After :meth:`turn`, ``waiting`` says whether replies wait for :meth:`reply`; ``executed`` how many links
+    had something to execute. ``changed`` collects the links that the worker has to think about: ended ones, and
+    those of which the socket has not, or now has, taken everything. The worker empties it.
+    """
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self.by_fd: dict[int, Link] = {}
+        self.waiting = False
+        self.executed = 0
+        self.hold = (
+            False  # set while executing: the replies of this turn wait, whether it logs something or not
+        )
+        self.changed: list[Link] = []
+        self._turn: list[Link] = []  # what was executed in it
+
+    def add(self, sock: socket.socket, router: bytes = b"") -> Link:
+        """Return a new link on a non-blocking socket. The worker has the selector watch it."""
+        link = Link(sock, router)
+        self.by_fd[link.fd] = link
+        return link
+
+    def drop(self, link: Link) -> None:
+        """Forget a link; its replies go nowhere. The socket is the worker's to close."""
+        del self.by_fd[link.fd]
+        link.ended = True
+        link.arrived.clear()
+        link.out.clear()
+        link.used = 0
+
+    def turn(
+        self, selector: BaseSelector, timeout: float | None, store: Executor
+    ) -> list[tuple[int, int]] | None:
+        """Wait for ``timeout`` seconds at most (None: for ever), receive, execute, send what may be sent.
+
+        Returns the events of other descriptors, as (descriptor, the selector's mask). Raises what ``execute``
+        raises for an envelope that no router makes.
+        """
+        self._turn.clear()
+        self.waiting = self.hold = False
+        others = []
+        for key, mask in selector.select(timeout):
+            link = self.by_fd.get(key.fd)
+            if link is None:
+                others.append((key.fd, mask))
+                continue
+            if mask & EVENT_WRITE:
+                self._send(link)
+                self.changed.append(link)
+            if mask & EVENT_READ and self._receive(link):
+                self._turn.append(link)
+        self.executed = len(self._turn)
+        if self._turn:
+            store.now = self._clock()
+            for link in self._turn:
+                self._execute(link, store)
+            if self.hold or store.log.pending():
+                self.waiting = True
+            else:
+                self.reply()
+        return others or None
+
+    def again(self, store: Executor) -> None:
+        """Execute once more what was executed in this turn: its effects have been rolled back."""
+        for link in self._turn:
+            del link.out[link.mark :]
+            self._execute(link, store)
+
+    def reply(self) -> None:
+        """Send the replies of this turn, each as far as its socket takes it."""
+        self.waiting = False
+        for link in self._turn:
+            if link.ended:
+                continue
+            del link.arrived[: link.used]
+            link.used = 0
+            self._send(link)
+            if link.out:
+                self.changed.append(link)
+        self._turn.clear()  # not to be executed again
+
+    def push(self, link: Link, data: Buffer) -> None:
+        """Send what no request asked for, behind the replies that wait for the socket."""
+        link.out += data
+        self._send(link)
+        if link.out:
+            self.changed.append(link)
+
+    def _receive(self, link: Link) -> bool:
+        """Read once; whether there is an envelope to execute."""
+        try:
+            data = os.read(link.fd, RECEIVE)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            link.ended = True
+            self.changed.append(link)
+            return False
+        arrived = link.arrived
+        arrived += data
+        return len(arrived) >= LENGTH and len(arrived) >= LENGTH + U32.unpack_from(arrived)[0]
+
+    def _execute(self, link: Link, store: Executor) -> None:
+        link.mark = len(link.out)
+        link.used, replies = store.execute(bytes(link.arrived))
+        link.out += replies
+
+    def _send(self, link: Link) -> None:
+        if link.out:
+            try:
+                del link.out[: os.write(link.fd, link.out)]
+            except BlockingIOError:
+                pass
+            except OSError:
+                link.ended = True
+                self.changed.append(link)
