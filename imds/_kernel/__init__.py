@@ -2,8 +2,8 @@
 
 Every kernel exists twice behind one interface: the Python twin, which is the readable reference, beside
 the code that uses it (``shard/store.py``, ``shard/sortedset.py``, ``shard/record.py``, ``shard/links.py``,
-``router/switch.py`` with ``router/turns.py``), and a Cython module in this package; what several of these share
-is in its ``.pxd`` files.
+``router/switch.py`` with ``router/turns.py``), and a Cython module in this package; what several of these
+share is in its ``.pxd`` files.
 Where no compiled module was built, or ``IMDS_DISABLE_KERNEL=1`` is set, the twin runs; with
 ``IMDS_REQUIRE_KERNEL=1`` a missing one is an error.
 """

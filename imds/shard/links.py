@@ -54,9 +54,9 @@ class Executor(Protocol):
 class Link:
     """The stream to one router.
 
-    Three are the worker's: ``router``, who it is; ``notices``, how many it was sent; ``mask``, what the selector
-    watches. ``out`` is true while replies wait for the socket, ``unsent`` says how many bytes. ``ended``: no
-    more comes.
+    Three are the worker's: ``router``, who it is; ``notices``, how many it was sent; ``mask``, what the
+    selector watches. ``out`` is true while replies wait for the socket, ``unsent`` says how many bytes.
+    ``ended``: no more comes.
     """
 
     __slots__ = ("arrived", "ended", "fd", "mark", "mask", "notices", "out", "router", "sock", "used")
@@ -82,8 +82,8 @@ class Links:
     """All links of a shard. ``clock`` tells the store's time, once for each turn that executes something.
 
     After :meth:`turn`, ``waiting`` says whether replies wait for :meth:`reply`; ``executed`` how many links
-    had something to execute. ``changed`` collects the links that the worker has to think about: ended ones, and
-    those of which the socket has not, or now has, taken everything. The worker empties it.
+    had something to execute. ``changed`` collects the links that the worker has to think about: ended ones,
+    and those of which the socket has not, or now has, taken everything. The worker empties it.
     """
 
     def __init__(self, clock: Callable[[], int]) -> None:

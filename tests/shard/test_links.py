@@ -1,0 +1,227 @@
+"""The streams between a shard and its routers, in each variant."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from imds.envelope import envelopes, seal
+from imds.protocol import Buffer
+from imds.shard import links as twin
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Echo:
+    """A store: answers each envelope by its frames and the number of the run, logs what begins with w."""
+
+    def __init__(self) -> None:
+        self.log = self
+        self.records = b""
+        self.runs = 0
+
+    def pending(self) -> bytes:
+        return self.records
+
+    def execute(self, data: Buffer) -> tuple[int, bytes]:
+        self.runs += 1
+        used, out = 0, b""
+        data = bytes(data)
+        for _ticket, _count, _dialect, start, end in envelopes(data):
+            if data[start:end].startswith(b"w"):
+                self.records += data[start:end]
+            out += b"<%d:" % self.runs + data[start:end] + b">"
+            used = end
+        return used, out
+
+
+class Loop:
+    def __init__(self, variant: Any, selector: selectors.BaseSelector) -> None:
+        self.stack = ExitStack()
+        self.selector = self.stack.enter_context(selector)
+        self.links = variant.pick(twin.Links, "links")()
+        self.store = Echo()
+
+    def link(self, router: bytes = b"0") -> tuple[Any, socket.socket]:
+        near, far = socket.socketpair()
+        self.stack.enter_context(near)
+        self.stack.enter_context(far)
+        near.setblocking(False)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        far.settimeout(5)
+        self.selector.register(near, READ)
+        return self.links.add(near, router), far
+
+    def turn(self, timeout: float | None = 0) -> Any:
+        return self.links.turn(self.selector, timeout, self.store)
+
+
+@pytest.fixture(params=["default", "select"])
+def loop(request: Any, variant: Any) -> Iterator[Loop]:
+    """With epoll, where the system has it, and without."""
+    kind = selectors.DefaultSelector if request.param == "default" else selectors.SelectSelector
+    made = Loop(variant, kind())
+    with made.stack:
+        yield made
+
+
+def silent(sock: socket.socket) -> bool:
+    sock.setblocking(False)
+    try:
+        return not sock.recv(1)
+    except BlockingIOError:
+        return True
+    finally:
+        sock.settimeout(5)
+
+
+def test_a_turn_that_logs_nothing_answers_at_once(loop: Loop) -> None:
+    (one, far_one), (_two, far_two) = loop.link(b"7"), loop.link()
+    assert (one.router, one.notices, one.mask) == (b"7", 0, READ)
+    far_one.send(seal(0, 1, b"abcd") + seal(1, 1, b"efgh"))
+    far_two.send(seal(0, 1, b"ijkl"))
+    assert loop.turn() is None
+    assert (loop.links.executed, loop.links.waiting, loop.links.changed) == (2, False, [])
+    assert {far_one.recv(99), far_two.recv(99)} == {b"<1:abcd><1:efgh>", b"<2:ijkl>"}
+    assert loop.turn() is None
+    assert loop.links.executed == 0
+
+
+def test_whole_and_byte_by_byte_and_with_a_tail(loop: Loop) -> None:
+    _link, far = loop.link()
+    envelope = seal(3, 1, b"0123456789")
+    for at in range(len(envelope)):
+        far.send(envelope[at : at + 1])
+        assert loop.turn() is None
+        assert loop.links.executed == (at == len(envelope) - 1)
+    far.send(envelope + envelope[:9])
+    loop.turn()
+    far.send(envelope[9:])
+    loop.turn()
+    assert far.recv(999) == b"<1:0123456789><2:0123456789><3:0123456789>"
+
+
+def test_what_is_logged_waits_and_may_be_executed_again(loop: Loop) -> None:
+    _link, far = loop.link()
+    _other, far_other = loop.link()
+    far.send(seal(0, 1, b"write") + seal(1, 1, b"read"))
+    far_other.send(seal(0, 1, b"read"))
+    loop.turn()
+    assert loop.links.waiting
+    assert loop.store.records == b"write"
+    assert silent(far)
+    assert silent(far_other)
+    loop.store.records = b""
+    loop.store.runs = 10
+    loop.links.again(loop.store)
+    assert loop.store.records == b"write"
+    loop.store.records = b""
+    loop.links.reply()
+    assert not loop.links.waiting
+    assert {far.recv(99), far_other.recv(99)} in (
+        {b"<11:write><11:read>", b"<12:read>"},
+        {b"<12:write><12:read>", b"<11:read>"},
+    )
+    far.send(seal(2, 1, b"more"))
+    loop.turn()
+    assert far.recv(99) == b"<13:more>"
+
+
+def test_a_turn_that_was_asked_to_hold_waits(loop: Loop) -> None:
+    _link, far = loop.link()
+    plain = loop.store.execute
+
+    def execute(data: Buffer) -> tuple[int, bytes]:
+        loop.links.hold = True
+        return plain(data)
+
+    loop.store.execute = execute  # type: ignore[method-assign]
+    far.send(seal(0, 1, b"read"))
+    loop.turn()
+    assert loop.links.waiting
+    assert loop.links.hold
+    assert silent(far)
+    loop.links.reply()
+    assert far.recv(99) == b"<1:read>"
+    loop.turn()
+    assert not loop.links.hold
+
+
+def test_events_of_others_are_left_to_the_worker(loop: Loop) -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        loop.selector.register(near, READ | WRITE)
+        far.send(b"?")
+        assert loop.turn() == [(near.fileno(), READ | WRITE)]
+
+
+def test_a_link_that_does_not_take_everything(loop: Loop) -> None:
+    link, far = loop.link()
+    sent = b""
+    while not loop.links.changed:
+        frames = b"%05d" % len(sent) * 2000
+        far.send(seal(0, 1, frames))
+        sent += b"<%d:" % (loop.store.runs + 1) + frames + b">"
+        loop.turn()
+    assert set(loop.links.changed) == {link}
+    assert link.out
+    assert 0 < link.unsent < len(sent)
+    loop.links.push(link, b"!")  # behind what waits
+    sent += b"!"
+    loop.links.changed.clear()
+    loop.selector.modify(link.sock, READ | WRITE)
+    received = b""
+    while len(received) < len(sent):
+        received += far.recv(1 << 20)
+        loop.turn()
+    assert received == sent
+    assert set(loop.links.changed) == {link}
+    assert not link.out
+
+
+def test_pushed_bytes_go_at_once(loop: Loop) -> None:
+    link, far = loop.link()
+    loop.links.push(link, b"notice")
+    assert far.recv(99) == b"notice"
+    assert not loop.links.changed
+
+
+@pytest.mark.parametrize("when", ["before", "waiting"])
+def test_the_end_of_a_link(loop: Loop, when: str) -> None:
+    link, far = loop.link()
+    _other, far_other = loop.link()
+    if when == "waiting":
+        far.send(seal(0, 1, b"write"))
+        far_other.send(seal(0, 1, b"read"))
+        loop.turn()
+    far.close()
+    if when == "waiting":
+        loop.links.reply()  # the other one's still comes
+        assert far_other.recv(99)[-6:] == b":read>"
+        loop.store.records = b""
+    loop.turn()
+    assert link.ended
+    assert link in loop.links.changed
+    loop.selector.unregister(link.sock)
+    loop.links.drop(link)
+    assert link.fd not in loop.links.by_fd
+    loop.links.changed.clear()
+    assert loop.turn() is None
+    assert not loop.links.changed
+
+
+def test_what_no_router_sends_is_raised(loop: Loop) -> None:
+    _link, far = loop.link()
+
+    def execute(data: Buffer) -> tuple[int, bytes]:
+        raise ValueError("no router sends this")
+
+    loop.store.execute = execute  # type: ignore[method-assign]
+    far.send(seal(0, 1, b"read"))
+    with pytest.raises(ValueError, match="no router"):
+        loop.turn()
