@@ -44,15 +44,15 @@ def no_sync_under_always(patch: pytest.MonkeyPatch) -> None:
 
 def reply_before_sync(patch: pytest.MonkeyPatch) -> None:
     """The replies go out, then the batch is synced."""
-    plain = Worker._serve
+    plain = Worker._settle
 
-    def serve(self: Worker, arrived: Any) -> None:
+    def settle(self: Worker) -> None:
         sync, self._aof.sync = self._aof.sync, lambda: None  # type: ignore[method-assign]
-        plain(self, arrived)
+        plain(self)
         self._aof.sync = sync  # type: ignore[method-assign]
         sync()
 
-    patch.setattr(Worker, "_serve", serve)
+    patch.setattr(Worker, "_settle", settle)
 
 
 def reply_before_append(patch: pytest.MonkeyPatch) -> None:

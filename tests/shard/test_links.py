@@ -24,6 +24,7 @@ class Echo:
         self.log = self
         self.records = b""
         self.runs = 0
+        self.now = 0
 
     def pending(self) -> bytes:
         return self.records
@@ -44,7 +45,7 @@ class Loop:
     def __init__(self, variant: Any, selector: selectors.BaseSelector) -> None:
         self.stack = ExitStack()
         self.selector = self.stack.enter_context(selector)
-        self.links = variant.pick(twin.Links, "links")()
+        self.links = variant.pick(twin.Links, "links")(lambda: 7)
         self.store = Echo()
 
     def link(self, router: bytes = b"0") -> tuple[Any, socket.socket]:
@@ -87,6 +88,7 @@ def test_a_turn_that_logs_nothing_answers_at_once(loop: Loop) -> None:
     far_two.send(seal(0, 1, b"ijkl"))
     assert loop.turn() is None
     assert (loop.links.executed, loop.links.waiting, loop.links.changed) == (2, False, [])
+    assert loop.store.now == 7
     assert {far_one.recv(99), far_two.recv(99)} == {b"<1:abcd><1:efgh>", b"<2:ijkl>"}
     assert loop.turn() is None
     assert loop.links.executed == 0
@@ -123,6 +125,8 @@ def test_what_is_logged_waits_and_may_be_executed_again(loop: Loop) -> None:
     loop.store.records = b""
     loop.links.reply()
     assert not loop.links.waiting
+    loop.links.again(loop.store)  # nothing: its replies are gone
+    assert loop.store.runs == 12
     assert {far.recv(99), far_other.recv(99)} in (
         {b"<11:write><11:read>", b"<12:read>"},
         {b"<12:write><12:read>", b"<11:read>"},
