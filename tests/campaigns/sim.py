@@ -208,7 +208,7 @@ class Link:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
         with theirs:
-            shard.channel.send("link", (theirs.fileno(),), router=0)
+            shard.channel.send("link", (theirs.fileno(),), router=len(shard._links))
         self.sock = ours
         self.sent: deque[Tokens] = deque()  # what has no reply yet
         self._shard = shard
