@@ -187,8 +187,7 @@ class Condition(Lock):
                 lambda: told[0], FOREVER if timeout is None else self._schedule.now + max(timeout, 0.0)
             )
         finally:
-            if told in self._waiting:
-                self._waiting.remove(told)
+            self._waiting = [one for one in self._waiting if one is not told]  # others are equal to it
         self.acquire()
         return told[0]
 
