@@ -1,176 +1,191 @@
-"""``imds-aof``: work on logs and data directories while no server has them."""
+"""``imds-aof``: work on logs and data directories while no server has them; only ``digest`` can ask one."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from math import isnan
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-from imds import __version__
-from imds.datadir import DEFAULT_DIR, DataDir, DataDirError
+from imds import __version__, logtools
+from imds.client import Client, ImdsError
+from imds.datadir import DEFAULT_DIR, DataDirError
 from imds.hashslots import MAX_SHARDS
-from imds.progress import Progress
-from imds.protocol import MAX_REQUEST, encode_request, split_request
-from imds.reshard import ShardLogs
+from imds.logtools import Digest
 from imds.shard.aof import AofError
-from imds.shard.record import each_effect
+from imds.textlog import import_text
 
 # Exit codes. 2 is argparse's own.
 DONE = 0
-FAILED = 1
-SOME_SKIPPED = 3
+FAILED = 1  # could not, or a log is damaged
+PARTLY = 3  # lines were skipped, a start has something to mend, or what was compared differs
 
-# Fields after the command's name. The last one is the rest of the line, spaces and all, where the text log
-# has it so; a key never holds a space.
-_FIELDS = {b"set": 2, b"del": 1, b"zadd": 3, b"zrem": 2}
-_USAGE = {
-    b"set": "SET key value",
-    b"del": "DEL key",
-    b"zadd": "ZADD key score member",
-    b"zrem": "ZREM key member",
-}
+_DIGEST_TIMEOUT = 150.0  # seconds that a server may take for the digest of all of its data
 
 
-class BadLine(ValueError):
-    """A line of the text log that is no command; the text says why."""
+def _import(args: argparse.Namespace) -> int:
+    done, skipped, shards = import_text(args.source, args.dir, args.shards)
+    where = f"{args.dir} ({shards} shards)"
+    print(f"{done} commands imported from {args.source} to {where}, {skipped} lines skipped")
+    return PARTLY if skipped else DONE
 
 
-def parse_line(line: bytes) -> list[bytes]:
-    """Return the tokens of one line of a text log, the name in small letters. Raises BadLine."""
-    name, *rest = line.split(b" ", 1)
-    name = name.lower()
-    if name not in _FIELDS:
-        raise BadLine(f"unknown command {_shown(name)}")
-    fields = rest[0].split(b" ", _FIELDS[name] - 1) if rest else []
-    if len(fields) < _FIELDS[name]:
-        raise BadLine(f"too few fields, the rule is {_USAGE[name]}")
-    if name == b"del" and b" " in fields[0]:
-        raise BadLine(f"too many fields, the rule is {_USAGE[name]}")
-    if name == b"zadd":
-        fields[1] = _score(fields[1])
-    if sum(map(len, fields)) > MAX_REQUEST - 64:  # the frame's own bytes are fewer than that
-        raise BadLine(f"it is too long, the limit of a request is {MAX_REQUEST} bytes")
-    return [name, *fields]
+def _check(args: argparse.Namespace) -> int:
+    verdict = logtools.check(args.dir, args.shard)
+    print("\n".join(verdict.lines))
+    return FAILED if verdict.damaged else PARTLY if verdict.mended else DONE
 
 
-def _shown(text: bytes) -> str:
-    """Return the start of ``text`` in quotes, safe for any terminal."""
-    return repr(text[:32])[1:]
+def _repair(args: argparse.Namespace) -> int:
+    healthy = logtools.repair(args.dir, args.shard, prefix=args.prefix, dry_run=args.dry_run, say=print)
+    return DONE if healthy else FAILED
 
 
-def _score(text: bytes) -> bytes:
-    """Return a score as the server writes it. Raises BadLine for what the server would not take."""
-    try:
-        score = float(text)
-        if isnan(score) or b"_" in text or text != text.strip():
-            raise ValueError
-    except ValueError:
-        raise BadLine(f"score {_shown(text)} is not a number") from None
-    return repr(score).encode()
+def _stat(args: argparse.Namespace) -> int:
+    rows = logtools.stat(args.dir, args.shard)
+    print(json.dumps(rows, indent=2) if args.json else "\n".join(logtools.stat_lines(rows)))
+    whole = all(one["whole"] for row in rows for one in row["files"])
+    return DONE if whole and not any(row["lost"] or row["problem"] for row in rows) else FAILED
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
-    """Yield (number, line without its end, whether it is whole); memory stays bounded on any file."""
-    number = 0
-    while line := file.readline(MAX_REQUEST + 2):
-        number += 1
-        whole = line.endswith(b"\n") or len(line) < MAX_REQUEST + 2
-        while not line.endswith(b"\n") and (more := file.readline(MAX_REQUEST)):
-            whole = False
-            line = more[-1:]
-        yield number, line.removesuffix(b"\n").removesuffix(b"\r"), whole
+def _dump(args: argparse.Namespace) -> int:
+    return DONE if logtools.dump(args.dir, args.shard, args.first, args.last, sys.stdout) else FAILED
 
 
-class _Strings:
-    """Which keys hold strings. A sorted-set command on one is an error, so it must not get into a log."""
-
-    def __init__(self) -> None:
-        self._keys: set[bytes] = set()
-
-    def check(self, tokens: list[bytes]) -> None:
-        """Follow one command. Raises BadLine if the server would have refused it."""
-        name, key = tokens[0], tokens[1]
-        if name == b"set":
-            self._keys.add(key)
-        elif name == b"del":
-            self._keys.discard(key)
-        elif key in self._keys:
-            raise BadLine(f"key {_shown(key)} holds a string at this place")
-
-    def replay(self, records: memoryview) -> None:
-        """Follow the effects that a log holds already."""
-        for _sequence, start, end in each_effect(records):
-            tokens, _end = split_request(records[start:end])
-            if tokens[0] in (b"set", b"del"):
-                self.check(tokens)
+def _digest(args: argparse.Namespace) -> int:
+    found = logtools.digests(args.directory)
+    print("\n".join(_digest_lines(str(args.directory), found)))
+    if args.other is None and args.port is None:
+        return DONE
+    if args.other is not None:
+        name, other = str(args.other), logtools.digests(args.other)
+    else:
+        name, other = f"{args.host}:{args.port}", _ask(args.host, args.port)
+    print("\n".join(_digest_lines(name, other)))
+    same = logtools.total(found) == logtools.total(other)
+    print("the same data" if same else "DIFFERENT data")
+    return DONE if same else PARTLY
 
 
-def import_text(source: Path, directory: Path, shards: int | None) -> int:
-    """Append the commands of the text log ``source`` to a data directory; return the exit code.
-
-    Killed in the middle, a part is imported, in the order of the lines.
-    """
-    done = skipped = 0
-    with source.open("rb") as file, DataDir.open(directory, shards) as datadir:
-        if shards not in (None, datadir.shards):
-            raise DataDirError(
-                f"{directory} has {datadir.shards} shards: leave out --shards {shards}; "
-                "imds-router --shards changes the number"
-            )
-        strings = _Strings()
-        with ShardLogs(datadir, datadir.generation, datadir.slots) as logs:
-            logs.load(strings.replay, lambda done: None)
-            with Progress(f"importing {source}", os.fstat(file.fileno()).st_size) as progress:
-                for number, line, whole in _lines(file):
-                    progress.update(file.tell())
-                    if whole and not line.strip():
-                        continue
-                    try:
-                        if not whole:
-                            raise BadLine(f"it is too long, the limit of a request is {MAX_REQUEST} bytes")
-                        tokens = parse_line(line)
-                        strings.check(tokens)
-                    except BadLine as error:
-                        print(f"{source}:{number}: skipped: {error}", file=sys.stderr)
-                        skipped += 1
-                        continue
-                    logs.add(tokens[1], encode_request(tokens))
-                    done += 1
-        count = datadir.shards
-    print(f"{done} commands imported from {source} to {directory} ({count} shards), {skipped} lines skipped")
-    return SOME_SKIPPED if skipped else DONE
+def _digest_lines(name: str, found: list[Digest]) -> list[str]:
+    keys, digest = logtools.total(found)
+    rows = [f"  shard {one.shard}: {one.keys} keys, {one.digest:016x}" for one in found]
+    return [f"{name}: {keys} keys, {digest:016x}", *rows]
 
 
-def _shard_count(text: str) -> int:
-    count = int(text) if text.isdecimal() else 0
-    if not 1 <= count <= MAX_SHARDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_SHARDS}")
-    return count
+def _ask(host: str, port: int) -> list[Digest]:
+    """Return a server's digests. Raises ImdsError; DataDirError where a shard did not say."""
+    with Client(host, port, timeout=_DIGEST_TIMEOUT) as client:
+        reply = client.execute("digest")
+        if error := reply.error():
+            raise error
+        rows = [json.loads(row or b"{}") for row in reply.items()]
+    silent = [row["shard"] for row in rows if "digest" not in row]
+    if silent:
+        raise DataDirError(f"{host}:{port}: no answer from shards {silent}")
+    return [Digest(row["shard"], row["keys"], int(row["digest"], 16), row["next_number"]) for row in rows]
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        number = int(text) if text.isdecimal() else -1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
+        return number
+
+    return read
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="imds-aof", description=__doc__)
     parser.add_argument("--version", action="version", version=f"imds-aof {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
-    one = commands.add_parser(
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, more: str, exits: str) -> Any:
+        one = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}", epilog=f"Exit code: {exits}."
+        )
+        one.set_defaults(run=run)
+        return one
+
+    one = add(
         "import",
-        help="read an older text log into a data directory",
-        description="Read an older text log (SET, DEL, ZADD, ZREM, one per line) into a data directory. "
-        "Lines that are no command are named on standard error and skipped.",
-        epilog="Exit code: 0 all imported, 1 could not import, 2 usage, 3 imported, but lines were skipped.",
+        _import,
+        "read an older text log into a data directory",
+        "One command per line: SET, DEL, ZADD, ZREM. Lines that are no command are named on standard error "
+        "and skipped.",
+        "0 all imported, 1 could not import, 2 usage, 3 imported, but lines were skipped",
     )
     one.add_argument("source", type=Path, metavar="OLD.aof", help="the text log")
     one.add_argument("--dir", type=Path, default=Path(DEFAULT_DIR), help="data directory (%(default)s)")
     one.add_argument(
-        "--shards", type=_shard_count, help="shards of a new data directory (default: one for each core)"
+        "--shards",
+        type=_number(1, MAX_SHARDS),
+        help="shards of a new data directory (default: one for each core)",
     )
-    one.set_defaults(run=lambda args: import_text(args.source, args.dir, args.shards))
+    one = add(
+        "check",
+        _check,
+        "say what the next start would find",
+        "Reads all of the logs as a start does, and changes nothing. Of a damaged log it says where the "
+        "damage is, and what can be read around it.",
+        "0 all whole, 1 damaged, 2 usage, 3 a start will mend something: a torn tail, a failed sync",
+    )
+    _add_dir(one)
+    one = add(
+        "repair",
+        _repair,
+        "make damaged logs loadable with what can be read of them",
+        "First copies all files of the shard to DIR/repaired. Then it writes what can be read, before and "
+        "after the damage, to new files. That may be a state which never was: with --prefix only what is "
+        "before the first damage is kept, which was the state at an earlier moment. Whole logs are left "
+        "alone.",
+        "0 nothing is damaged now, 1 something is, 2 usage",
+    )
+    _add_dir(one)
+    one.add_argument("--prefix", action="store_true", help="keep only what is before the first damage")
+    one.add_argument("--dry-run", action="store_true", help="say what would be kept, and change nothing")
+    one = add(
+        "stat",
+        _stat,
+        "count what is in the logs",
+        "Files with their bytes, records, numbers and times, and effects by command.",
+        "0 all whole, 1 damaged, 2 usage",
+    )
+    _add_dir(one)
+    one.add_argument("--json", action="store_true", help="as JSON")
+    one = add(
+        "dump",
+        _dump,
+        "print every record",
+        "One line each: shard, file, offset, number, command. Times and damage are lines with a #.",
+        "0 all whole, 1 damaged, 2 usage",
+    )
+    _add_dir(one)
+    one.add_argument("--first", type=_number(1, 1 << 63), default=1, help="number of the first record")
+    one.add_argument("--last", type=_number(1, 1 << 63), help="of the last; those of a base are shown anyway")
+    one = add(
+        "digest",
+        _digest,
+        "print 64 bits that are equal where the data is, and compare",
+        "For each shard and for all together, which does not depend on how many shards there are. A server "
+        "answers for what it holds in memory; a shard serves nothing meanwhile: about a tenth of a second "
+        "for each million of its keys.",
+        "0 the same, 1 could not, 2 usage, 3 different",
+    )
+    one.add_argument("directory", type=Path, metavar="DIR", help="a data directory, or a backup")
+    one.add_argument("other", type=Path, metavar="DIR", nargs="?", help="another one, to compare")
+    one.add_argument("--host", default="127.0.0.1", help="of a server to compare with (%(default)s)")
+    one.add_argument("--port", type=_number(1, 65535), help="its port")
     return parser
+
+
+def _add_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", type=Path, default=Path(DEFAULT_DIR), help="data directory (%(default)s)")
+    parser.add_argument("--shard", type=_number(0, MAX_SHARDS - 1), help="only this one")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         code: int = args.run(args)
-    except (AofError, DataDirError, OSError) as error:
+    except (AofError, DataDirError, ImdsError, OSError) as error:
         print(f"imds-aof: {error}", file=sys.stderr)
         return FAILED
     return code

@@ -420,6 +420,7 @@ _ROWS = (
     _all("stats", Combine.ROWS, "one JSON object per shard", process=True),
     _all("sync", Combine.EVERY, "wait until all that this connection wrote is on the disk", process=True),
     _all("rewrite", Combine.EVERY, "have every shard's log rewritten, one after the other", process=True),
+    _all("digest", Combine.ROWS, "one JSON object per shard: keys, and a digest of all data", process=True),
 )
 
 COMMANDS: dict[str, Command] = {row.name: row for row in _ROWS}

@@ -13,9 +13,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from imds.protocol import Buffer
+
+_PART = 1 << 20  # bytes copied in one go
 
 # Linux writes the data and what is needed to find it; elsewhere there is only the larger call.
 _fdatasync = getattr(os, "fdatasync", os.fsync)
@@ -118,6 +121,71 @@ class Storage:
         os.replace(old, new)
 
 
+class UntouchedStorage(Storage):
+    """The real disk, of which nothing is changed: what works on it believes that it has done so.
+
+    ``changes`` says what would have been removed or cut. What would have been written can not be read.
+    """
+
+    def __init__(self) -> None:
+        self.changes: list[tuple[str, Path]] = []
+        self._paths: dict[int, Path] = {}
+
+    def open(self, path: Path, flags: int) -> int:
+        """Open what is there to read; what is to be made is nowhere."""
+        try:
+            if flags & os.O_EXCL:
+                raise FileNotFoundError
+            fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            if not flags & os.O_CREAT:
+                raise
+            fd = os.open(os.devnull, os.O_RDWR)
+        self._paths[fd] = path
+        return fd
+
+    def write(self, fd: int, data: Buffer) -> int:
+        """Take it all."""
+        return len(data)
+
+    def write_at(self, fd: int, data: Buffer, offset: int) -> int:
+        """Take it all."""
+        return len(data)
+
+    def lock(self, fd: int) -> bool:
+        """Take the lock of what is there."""
+        return os.fstat(fd).st_rdev != 0 or super().lock(fd)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Note what would be cut."""
+        self.changes.append(("cut", self._paths[fd]))
+
+    def fdatasync(self, fd: int) -> None:
+        """There is nothing to sync."""
+
+    def fsync(self, fd: int) -> None:
+        """There is nothing to sync."""
+
+    def fsync_dir(self, path: Path) -> None:
+        """There is nothing to sync."""
+
+    def chmod(self, path: Path, mode: int) -> None:
+        """Leave it."""
+
+    def mkdir(self, path: Path) -> None:
+        """Leave it."""
+
+    def rmdir(self, path: Path) -> None:
+        """Leave it."""
+
+    def unlink(self, path: Path) -> None:
+        """Note what would be removed."""
+        self.changes.append(("removed", path))
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Leave it."""
+
+
 def write_all(storage: Storage, fd: int, data: Buffer) -> None:
     """Write all of ``data``, however many calls that takes. Raises OSError; some of it may be written."""
     done = storage.write(fd, data)
@@ -129,3 +197,32 @@ def write_all(storage: Storage, fd: int, data: Buffer) -> None:
         if not took:
             raise OSError(errno.EIO, "write took nothing")
         done += took
+
+
+def copy_file(storage: Storage, source: Path, target: Path, size: int, step: Callable[[int], object]) -> None:
+    """Copy the first ``size`` bytes of a file to a new one, synced; give ``step`` the bytes of each part.
+
+    Raises OSError, also where the source is shorter. The new name is safe when its directory is synced.
+    """
+    fd = storage.open(source, os.O_RDONLY)
+    try:
+        copy_open(storage, fd, target, size, step)
+    finally:
+        storage.close(fd)
+
+
+def copy_open(storage: Storage, fd: int, target: Path, size: int, step: Callable[[int], object]) -> None:
+    """The same from an open file."""
+    out = storage.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        done = 0
+        while done < size:
+            data = storage.read(fd, min(_PART, size - done), done)
+            if not data:
+                raise OSError(errno.EIO, f"ends at byte {done}, expected {size}")
+            write_all(storage, out, data)
+            done += len(data)
+            step(len(data))
+        storage.fsync(out)
+    finally:
+        storage.close(out)

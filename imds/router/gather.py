@@ -27,6 +27,7 @@ from imds.router.fanout import TOO_LONG
 
 # Seconds. A sync is waited for as long as the log itself waits for a disk, and longer.
 PATIENCE = {Combine.ROWS: 1.0, Combine.EVERY: 30.0, Combine.SUM: 10.0, Combine.LIST: 10.0}
+SLOW = {"digest": 120.0}  # commands that are O(data)
 
 
 def join_lists(payloads: list[bytes]) -> bytes:
@@ -56,7 +57,12 @@ class Gather:
     deadline: float = 0.0
 
     def __post_init__(self) -> None:
-        self.deadline = time.monotonic() + PATIENCE[self.combine]
+        self.deadline = time.monotonic() + self.patience
+
+    @property
+    def patience(self) -> float:
+        """How many seconds the shards may take."""
+        return SLOW.get(self.command.name, PATIENCE[self.combine])
 
     @classmethod
     def of(
@@ -86,7 +92,7 @@ class Gather:
             code, _, reason = decoded[1].decode(errors="replace").partition(" ")
             return b"", code, reason
         if shard in self.waiting or shard in self.silent:
-            return b"", "TIMEOUT", f"no answer within {PATIENCE[self.combine]:g} s"
+            return b"", "TIMEOUT", f"no answer within {self.patience:g} s"
         return b"", "SHARDDOWN", status.note
 
     def _rows(self, statuses: list[ShardStatus]) -> bytes:

@@ -23,8 +23,8 @@ What stays true:
   process ends when it is 10 s old: a shard whose disk does not answer is better seen to be down.
 * The store's clock stands still during a turn. Keys whose deadline has come are gone for every request; those
   that nobody asks for are removed a few at a time, EXPIRE_MOST in a turn.
-* Nothing in the loop is O(data), nor waits for a file but in the ways above: a rewrite of the log makes its
-  files in a thread and in another process (imds/shard/rewrite.py).
+* Nothing in the loop is O(data), except what ``digest`` asks for, nor waits for a file but in the ways
+  above: a rewrite of the log makes its files in a thread and in another process (imds/shard/rewrite.py).
 * While the log is loaded every request is answered LOADING, by the same loop.
 """
 
@@ -135,6 +135,7 @@ class Worker:
                 "stats": self._stats,
                 "sync": self._on_sync,
                 "rewrite": self._on_rewrite,
+                "digest": self._on_digest,
                 "_configure": self._on_configure,
                 "_watch": self._transactions.on_watch,
                 "_unwatch": self._transactions.on_unwatch,
@@ -369,6 +370,17 @@ class Worker:
         """The ``sync`` command: this turn is synced before its replies go."""
         self._links.hold = True
         return _DONE
+
+    def _on_digest(self, _tokens: list[bytes]) -> bytes:
+        """The ``digest`` command. O(data): nothing else is served meanwhile, so it is of one moment."""
+        store = self._store
+        values = {
+            "state": "up",
+            "keys": store.keys,
+            "digest": f"{store.digest():016x}",
+            "next_number": self._log.sequence,
+        }
+        return encode_response(OK, json.dumps(values).encode())
 
     # -- options ----------------------------------------------------------------------------------
 
