@@ -150,6 +150,16 @@ class DataDir:
             storage.close(lock_fd)
             raise
 
+    @classmethod
+    def unlocked(cls, path: Path, storage: Storage) -> DataDir:
+        """Return a directory for who only reads: a server may be at work there. Raises as open does."""
+        found = _survey(path, storage) if path.is_dir() else None
+        if found is None:
+            raise DataDirError(f"{path} is no data directory: it has no {MANIFEST}")
+        datadir = cls(path, -1, *found, storage)
+        datadir._check_generation()
+        return datadir
+
     def close(self) -> None:
         """Let go of this process's share of the lock. May be called again."""
         if self.lock_fd >= 0:

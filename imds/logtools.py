@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,8 +64,12 @@ def chosen(datadir: DataDir, shard: int | None) -> list[int]:
 
 def log_bytes(datadir: DataDir, shards: list[int]) -> int:
     """Return how many bytes the logs of these shards have, roughly: of all files in their directories."""
-    paths = [path for shard in shards for path in datadir.shard_dir(shard).iterdir()]
-    return sum(path.stat().st_size for path in paths if path.suffix in (".aof", ".base"))
+    size = 0
+    for path in (path for shard in shards for path in datadir.shard_dir(shard).iterdir()):
+        if path.suffix in (".aof", ".base"):
+            with suppress(FileNotFoundError):  # it was just replaced
+                size += path.stat().st_size
+    return size
 
 
 # -- loading without a trace -----------------------------------------------------------------------------

@@ -1,0 +1,265 @@
+"""``imds-backup``: copy a data directory while its server serves, and prove that the copy can be started.
+
+::
+
+    BACKUP/backup.json                      written last: without it the directory is no backup
+           manifest.json                    the data directory's own: seed and slot map
+           gen-000001/shard-000/            each shard's log up to one moment, cut at the end of a record
+
+    backup.json     {"format": 1, "imds": "0.1.0", "begun": "2026-11-25T11:02:35Z", "made": "...",
+                     "generation": 1, "shards": [{"shard": 0, "keys": 90, "digest": "0123456789abcdef",
+                     "next_number": 4712, "last_time": 1795604555000000, "bytes": 8811}],
+                     "checksum": "0123456789abcdef"}
+
+What makes the copy of a shard consistent is that logs only grow, and that files which a rewrite replaces
+can be read on by who has them open. So: open all files that the shard's manifest names; start again if it
+has changed meanwhile; take their lengths, the last one's first, so that no record is left out before one
+that is in; copy. The server takes no part in it and waits for nothing. Each shard has its own moment, between
+``begun`` and ``made``: shards share nothing.
+
+The trial restore is the load that a start does, on the copy, with a digest of all data at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from imds import __version__
+from imds.datadir import DEFAULT_DIR, MANIFEST, DataDir, DataDirError, encode_manifest, generation_name
+from imds.logtools import log_bytes, time_of
+from imds.progress import Progress
+from imds.shard.aof import Aof, AofError
+from imds.shard.examine import empty_store
+from imds.shard.manifest import Manifest, read_manifest, write_manifest
+from imds.storage import Storage, copy_file, copy_open, write_all
+
+BACKUP = "backup.json"
+FORMAT = 1
+_TRIES = 100  # of a shard's files, while its log is being rewritten again and again
+
+
+@dataclass(frozen=True)
+class Part:
+    """One shard of a backup. ``last_time``: of its log, microseconds since 1970, 0 if it has none."""
+
+    shard: int
+    keys: int
+    digest: str
+    next_number: int
+    last_time: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Backup:
+    """What ``backup.json`` says."""
+
+    begun: str
+    made: str
+    generation: int
+    shards: tuple[Part, ...]
+
+    def encode(self) -> bytes:
+        """Return it as text, with a checksum."""
+        fields = asdict(self) | {"shards": [asdict(part) for part in self.shards]}
+        return encode_manifest({"format": FORMAT, "imds": __version__, **fields})
+
+
+def read_backup(path: Path) -> Backup:
+    """Return what the backup at ``path`` is. Raises DataDirError unless it is whole, OSError."""
+    file = path / BACKUP
+    if not file.is_file():
+        raise DataDirError(f"{path} is no backup: it has no {BACKUP}, which is written last")
+    text = file.read_bytes()
+    try:
+        fields = json.loads(text)
+        if fields["format"] > FORMAT:
+            raise DataDirError(f"{file} has format {fields['format']}, this imds reads up to {FORMAT}")
+        if encode_manifest({name: fields[name] for name in fields if name != "checksum"}) != text:
+            raise ValueError
+        parts = tuple(Part(**part) for part in fields["shards"])
+        return Backup(fields["begun"], fields["made"], fields["generation"], parts)
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataDirError(f"{file} is not what was written there") from error
+
+
+def make_empty(target: Path) -> None:
+    """Make the directory ``target`` if there is none. Raises DataDirError if it holds anything, OSError."""
+    target.mkdir(mode=0o700, exist_ok=True)
+    if any(target.iterdir()):
+        raise DataDirError(f"{target} is not empty: nothing is written into it")
+
+
+def make_shard_dirs(storage: Storage, target: Path, generation: int, names: Sequence[str]) -> None:
+    """Make the directories of a generation, as far as they go."""
+    top = target / generation_name(generation)
+    storage.mkdir(top)
+    for name in names:
+        storage.mkdir(top / name)
+    storage.fsync_dir(top)
+
+
+def put(storage: Storage, path: Path, text: bytes) -> None:
+    """Write a file at one go: afterwards all of it is on the disk, name and all. Raises OSError."""
+    new = path.with_name(path.name + ".new")
+    fd = storage.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        write_all(storage, fd, text)
+        storage.fsync(fd)
+    finally:
+        storage.close(fd)
+    storage.rename(new, path)
+    storage.fsync_dir(path.parent)
+
+
+def trial(
+    storage: Storage, directory: Path, shard: int, generation: int, step: Callable[[int], object]
+) -> Part:
+    """Load a copied log as a start does; cut what was half-written when it was copied. Raises AofError."""
+    store = empty_store()
+    aof = Aof(directory, shard=shard, generation=generation, policy="no", storage=storage)
+    before = size = 0
+    logger = logging.getLogger("imds.shard.aof")
+    quiet, logger.disabled = logger.disabled, True  # a record that was being written is no loss
+    try:
+        for done, total, _ in aof.load(store.replay):
+            step(done - before)
+            before, size = done, total
+    finally:
+        logger.disabled = quiet
+        aof.close()
+    for path in directory.glob("*.torn-*"):
+        storage.unlink(path)
+    storage.fsync_dir(directory)
+    digest = f"{store.digest():016x}"
+    return Part(shard, store.keys, digest, aof.sequence, aof.clock, size - aof.torn_bytes)
+
+
+# -- making one ------------------------------------------------------------------------------------------
+
+
+def backup(directory: Path, target: Path) -> Backup:
+    """Copy ``directory`` to ``target``, which must be empty or not be there, and try the copy.
+
+    Raises DataDirError, AofError, OSError: then nothing is left of it.
+    """
+    make_empty(target)
+    try:
+        return _backup(directory, target, Storage())
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+def _backup(directory: Path, target: Path, storage: Storage) -> Backup:
+    source = DataDir.unlocked(directory, storage)
+    begun = _now()
+    shards = [source.shard_dir(shard) for shard in range(source.shards)]
+    make_shard_dirs(storage, target, source.generation, [path.name for path in shards])
+    total = log_bytes(source, list(range(source.shards)))
+    parts = []
+    with Progress(f"copying {directory}", total) as progress:
+        for shard, path in enumerate(shards):
+            copy = target / path.relative_to(directory)
+            _copy_log(storage, path, copy, shard, source.generation, stepper(progress))
+    with Progress(f"trying {target}", total) as progress:
+        for shard, path in enumerate(shards):
+            copy = target / path.relative_to(directory)
+            parts.append(trial(storage, copy, shard, source.generation, stepper(progress)))
+    copy_file(storage, directory / MANIFEST, target / MANIFEST, storage.size(directory / MANIFEST), _nothing)
+    if DataDir.unlocked(target, storage).slots.ranges() != source.slots.ranges():
+        raise DataDirError(f"{directory} was given another number of shards meanwhile: try again")
+    made = Backup(begun, _now(), source.generation, tuple(parts))
+    put(storage, target / BACKUP, made.encode())
+    return made
+
+
+def _nothing(_: int) -> None:
+    pass
+
+
+def stepper(progress: Progress) -> Callable[[int], None]:
+    """Return what takes the bytes of one more step."""
+    return lambda size: progress.update(progress.done + size)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _copy_log(
+    storage: Storage, source: Path, target: Path, shard: int, generation: int, step: Callable[[int], object]
+) -> None:
+    """Copy a shard's log as it is at one moment."""
+    for _ in range(_TRIES):
+        with ExitStack() as opened:
+            manifest = read_manifest(storage, source, shard=shard, generation=generation)
+            fds = _open_all(storage, source, manifest, opened)
+            if fds is None or read_manifest(storage, source, shard=shard, generation=generation) != manifest:
+                continue
+            sizes = [storage.size(fd) for fd in reversed(fds)][::-1]
+            for name, fd, size in zip(manifest.names(), fds, sizes, strict=True):
+                copy_open(storage, fd, target / name, size, step)
+            write_manifest(storage, target, manifest)
+            return
+    raise DataDirError(f"{source} was rewritten {_TRIES} times while it was being copied")
+
+
+def _open_all(storage: Storage, source: Path, manifest: Manifest, opened: ExitStack) -> list[int] | None:
+    """Return descriptors of a log's files, None if one of them is gone by now."""
+    fds = []
+    for name in manifest.names():
+        try:
+            fds.append(storage.open(source / name, os.O_RDONLY))
+        except FileNotFoundError:
+            return None
+        opened.callback(storage.close, fds[-1])
+    return fds
+
+
+def lines(parts: Sequence[Part]) -> list[str]:
+    """Return what a person wants to know of a backup's shards."""
+    return [
+        f"shard {part.shard}: {part.keys} keys, {part.bytes} bytes, up to number {part.next_number - 1}, "
+        f"last time {time_of(part.last_time)}, digest {part.digest}"
+        for part in parts
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``imds-backup``; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="imds-backup",
+        description="Copy a data directory, while its server serves or not, and try the copy: every log is "
+        "loaded as a start would. The server is not asked and does not wait. The copy is as of one moment "
+        "for each shard; imds-restore makes a data directory of it again.",
+        epilog="Exit code: 0 done, 1 could not, and nothing is left of it, 2 usage.",
+    )
+    parser.add_argument("--version", action="version", version=f"imds-backup {__version__}")
+    parser.add_argument("target", type=Path, metavar="BACKUP", help="an empty directory, or none yet")
+    parser.add_argument("--dir", type=Path, default=Path(DEFAULT_DIR), help="data directory (%(default)s)")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    os.nice(10)  # the server comes first
+    try:
+        made = backup(args.dir, args.target)
+    except (AofError, DataDirError, OSError) as error:
+        print(f"imds-backup: {error}", file=sys.stderr)
+        return 1
+    keys = sum(part.keys for part in made.shards)
+    print("\n".join([*lines(made.shards), f"{args.target}: {keys} keys, tried"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
