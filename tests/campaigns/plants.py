@@ -390,9 +390,10 @@ def effects_are_logged_as_spelled(patch: pytest.MonkeyPatch) -> None:
 
 def _as_it_came(self: UnifiedStore, frame: bytes, tokens: list[bytes]) -> bytes:
     command = lookup(tokens[0]) if tokens else None
-    if command is None or not command.write:
+    _, method, _ = self._fast[command.name.encode()] if command and command.write else (None, None, None)
+    if command is None or method is None or not command.arity_ok(len(tokens)):
         return UnifiedStore._answer(self, frame, tokens)
-    return self._methods[command.name](frame, *tokens[1:])
+    return method(frame, *tokens[1:])
 
 
 # -- which trial catches what ---------------------------------------------------------------------

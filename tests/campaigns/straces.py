@@ -143,6 +143,8 @@ def attached(pid: int, inject: Sequence[str], path: Path | None, trace: Path) ->
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
 
         def attached() -> bool:
+            if injected(trace):
+                return True  # and perhaps it is over already: the first call was the last
             if tracer.poll() is not None:
                 assert tracer.stderr is not None
                 raise Violation(f"strace ended: {tracer.stderr.read()}")
