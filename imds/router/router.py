@@ -375,7 +375,6 @@ class Router:
         self._selector.unregister(link.fd)
         link.sock.close()
         self._links[shard] = None
-        self._statuses[shard].note = "its process has ended"
         clients, lost = self._switch.drop_link(shard, self._requests.down_reply(shard))
         for client in clients:
             self._dirty[client.owner] = None
@@ -414,6 +413,8 @@ class Router:
         sock.setblocking(False)
         link = ShardLink(shard, sock)
         self._links[shard] = link
+        # What is said when it ends. The supervisor knows better, and its word may come before the end does.
+        self._statuses[shard].note = "its process has ended"
         self._switch.raise_link(shard, link.fd)
         self._selector.register(link.fd, READ, link)
         self._requests.on_raised(shard)

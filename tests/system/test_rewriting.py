@@ -64,7 +64,7 @@ def test_on_command(writing: tuple[Server, list[Writer]]) -> None:
         assert row["last_rewrite_error"] == ""
         assert row["rewrite_running"] is False
         assert 0 < row["aof_base_bytes"] < row["aof_bytes"]
-    assert one.child("rewriter-0") is None
+    until("the last rewriter has ended", lambda: one.child("rewriter-0") is None)
 
 
 def test_by_growth_one_shard_at_a_time(server: Callable[..., Server]) -> None:
