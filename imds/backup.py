@@ -36,12 +36,12 @@ from pathlib import Path
 
 from imds import __version__
 from imds.datadir import DEFAULT_DIR, MANIFEST, DataDir, DataDirError, encode_manifest, generation_name
-from imds.logtools import log_bytes, time_of
+from imds.logtools import log_bytes, quiet, time_of
 from imds.progress import Progress
 from imds.shard.aof import Aof, AofError
 from imds.shard.examine import empty_store
 from imds.shard.manifest import Manifest, read_manifest, write_manifest
-from imds.storage import Storage, copy_file, copy_open, write_all
+from imds.storage import Storage, copy_file, copy_open, replace_file
 
 BACKUP = "backup.json"
 FORMAT = 1
@@ -109,19 +109,6 @@ def make_shard_dirs(storage: Storage, target: Path, generation: int, names: Sequ
     storage.fsync_dir(top)
 
 
-def put(storage: Storage, path: Path, text: bytes) -> None:
-    """Write a file at one go: afterwards all of it is on the disk, name and all. Raises OSError."""
-    new = path.with_name(path.name + ".new")
-    fd = storage.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        write_all(storage, fd, text)
-        storage.fsync(fd)
-    finally:
-        storage.close(fd)
-    storage.rename(new, path)
-    storage.fsync_dir(path.parent)
-
-
 def trial(
     storage: Storage, directory: Path, shard: int, generation: int, step: Callable[[int], object]
 ) -> Part:
@@ -129,14 +116,12 @@ def trial(
     store = empty_store()
     aof = Aof(directory, shard=shard, generation=generation, policy="no", storage=storage)
     before = size = 0
-    logger = logging.getLogger("imds.shard.aof")
-    quiet, logger.disabled = logger.disabled, True  # a record that was being written is no loss
     try:
-        for done, total, _ in aof.load(store.replay):
-            step(done - before)
-            before, size = done, total
+        with quiet(logging.getLogger("imds.shard.aof")):  # a record that was being written is no loss
+            for done, total, _ in aof.load(store.replay):
+                step(done - before)
+                before, size = done, total
     finally:
-        logger.disabled = quiet
         aof.close()
     for path in directory.glob("*.torn-*"):
         storage.unlink(path)
@@ -171,26 +156,21 @@ def _backup(directory: Path, target: Path, storage: Storage) -> Backup:
     with Progress(f"copying {directory}", total) as progress:
         for shard, path in enumerate(shards):
             copy = target / path.relative_to(directory)
-            _copy_log(storage, path, copy, shard, source.generation, stepper(progress))
+            _copy_log(storage, path, copy, shard, source.generation, progress.advance)
     with Progress(f"trying {target}", total) as progress:
         for shard, path in enumerate(shards):
             copy = target / path.relative_to(directory)
-            parts.append(trial(storage, copy, shard, source.generation, stepper(progress)))
+            parts.append(trial(storage, copy, shard, source.generation, progress.advance))
     copy_file(storage, directory / MANIFEST, target / MANIFEST, storage.size(directory / MANIFEST), _nothing)
     if DataDir.unlocked(target, storage).slots.ranges() != source.slots.ranges():
         raise DataDirError(f"{directory} was given another number of shards meanwhile: try again")
     made = Backup(begun, _now(), source.generation, tuple(parts))
-    put(storage, target / BACKUP, made.encode())
+    replace_file(storage, target / BACKUP, made.encode())
     return made
 
 
 def _nothing(_: int) -> None:
     pass
-
-
-def stepper(progress: Progress) -> Callable[[int], None]:
-    """Return what takes the bytes of one more step."""
-    return lambda size: progress.update(progress.done + size)
 
 
 def _now() -> str:

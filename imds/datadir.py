@@ -47,7 +47,7 @@ from imds.shard.manifest import MANIFEST as SHARD_MANIFEST
 from imds.shard.manifest import NEW_MANIFEST as NEW_SHARD_MANIFEST
 from imds.shard.manifest import create_log
 from imds.shard.segment import SEGMENT_HEADER, segment_name
-from imds.storage import Storage, write_all
+from imds.storage import Storage, replace_file, write_all
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,6 @@ class DataDir:
 
         After an OSError either may be the data; only the next open can tell.
         """
-        storage, new = self.storage, self.path / NEW_MANIFEST
         manifest = {
             "format": FORMAT,
             "generation": generation,
@@ -207,14 +206,8 @@ class DataDir:
             "seed": slots.seed,
             "slots": slots.ranges(),
         }
-        fd = storage.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            write_all(storage, fd, encode_manifest(manifest))
-            storage.fsync(fd)
-        finally:
-            storage.close(fd)
-        storage.rename(new, self.path / MANIFEST)
-        storage.fsync_dir(self.path)
+        text = encode_manifest(manifest)
+        replace_file(self.storage, self.path / MANIFEST, text, os.O_TRUNC)
         self.generation, self.slots = generation, slots
 
     def remove_generation(self, generation: int) -> None:

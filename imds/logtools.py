@@ -39,13 +39,13 @@ def opened(directory: Path, storage: Storage | None = None) -> Iterator[DataDir]
     if not (directory / MANIFEST).is_file():
         raise DataDirError(f"{directory} is no data directory: it has no {MANIFEST}")
     logger = logging.getLogger("imds.datadir")
-    with _quiet(logger), DataDir.open(directory, storage=storage or UntouchedStorage()) as datadir:
+    with quiet(logger), DataDir.open(directory, storage=storage or UntouchedStorage()) as datadir:
         yield datadir
 
 
 @contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """What an untouched load would say it does, it does not do."""
+def quiet(logger: logging.Logger) -> Iterator[None]:
+    """What is loaded here is no server's: what a start would say of it is not said."""
     old, logger.disabled = logger.disabled, True
     try:
         yield
@@ -100,7 +100,7 @@ def load(datadir: DataDir, shard: int, step: Callable[[int], object]) -> Loaded:
     found = Loaded(shard, empty_store())
     before = 0
     try:
-        with _quiet(logging.getLogger("imds.shard.aof")):
+        with quiet(logging.getLogger("imds.shard.aof")):
             for done, total, records in aof.load(found.store.replay):
                 step(done - before)
                 before, found.bytes, found.records = done, total, records
@@ -116,16 +116,9 @@ def load(datadir: DataDir, shard: int, step: Callable[[int], object]) -> Loaded:
 
 def load_all(datadir: DataDir, shards: list[int], label: str) -> Iterator[Loaded]:
     """Load one shard after the other, with a progress bar."""
-    done = 0
     with Progress(label, log_bytes(datadir, shards)) as progress:
-
-        def step(size: int) -> None:
-            nonlocal done
-            done += size
-            progress.update(done)
-
         for shard in shards:
-            yield load(datadir, shard, step)
+            yield load(datadir, shard, progress.advance)
 
 
 def time_of(clock: int) -> str:
@@ -239,7 +232,7 @@ def repair(
                 report = salvaged(
                     *(datadir, found.shard, store),
                     stop_at_damage=prefix,
-                    step=lambda size: progress.update(progress.done + size),
+                    step=progress.advance,
                 )
             for line in told(report):
                 say(line)
@@ -275,7 +268,7 @@ def _copy_shard(datadir: DataDir, shard: int) -> Path:
         for path, size in files:
             copy_file(
                 *(storage, path, target / path.name, size),
-                lambda size: progress.update(progress.done + size),
+                progress.advance,
             )
     storage.fsync_dir(target)
     storage.fsync_dir(top)
@@ -325,7 +318,7 @@ def stat(directory: Path, shard: int | None) -> list[dict[str, Any]]:
                 report = LogReport(datadir.shard_dir(index))
                 for piece in examine(datadir.storage, report, index, datadir.generation, store):
                     commands.update(_names(piece))
-                    progress.update(progress.done + piece.end - piece.start)
+                    progress.advance(piece.end - piece.start)
                 rows.append(_row(index, report, store, commands))
     return rows
 

@@ -47,6 +47,10 @@ class Progress:
         if self._clock() >= self._next:
             self._report()
 
+    def advance(self, size: int) -> None:
+        """Say that ``size`` bytes more are done."""
+        self.update(self.done + size)
+
     def __enter__(self) -> Progress:
         return self
 

@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 
 from imds import __version__
-from imds.backup import Backup, Part, lines, make_empty, make_shard_dirs, put, read_backup, stepper, trial
+from imds.backup import Backup, Part, lines, make_empty, make_shard_dirs, read_backup, trial
 from imds.datadir import DEFAULT_DIR, MANIFEST, DataDir, DataDirError
 from imds.logtools import time_of
 from imds.progress import Progress
@@ -31,7 +31,7 @@ from imds.shard.examine import LogReport, examine
 from imds.shard.manifest import Manifest, read_manifest, write_manifest
 from imds.shard.record import HEADER, each_effect
 from imds.shard.segment import segment_name
-from imds.storage import Storage, UntouchedStorage, copy_file
+from imds.storage import Storage, UntouchedStorage, copy_file, replace_file
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def check(source: Path) -> list[Part]:
     with Progress(f"trying {source}", sum(part.bytes for part in found.shards)) as progress:
         for said in found.shards:
             directory = datadir.shard_dir(said.shard)
-            part = trial(UntouchedStorage(), directory, said.shard, found.generation, stepper(progress))
+            part = trial(UntouchedStorage(), directory, said.shard, found.generation, progress.advance)
             _compare(source, said, part)
             parts.append(part)
     return parts
@@ -97,15 +97,15 @@ def _restore(source: Path, target: Path, found: Backup, until: Until, storage: S
     with Progress(f"copying {source}", size) as progress:
         for shard, path in enumerate(shards):
             copy = target / path.relative_to(source)
-            _copy_log(storage, path, copy, found.shards[shard], origin.generation, until, stepper(progress))
+            _copy_log(storage, path, copy, found.shards[shard], origin.generation, until, progress.advance)
     with Progress(f"trying {target}", size) as progress:
         for said, path in zip(found.shards, shards, strict=True):
             copy = target / path.relative_to(source)
-            part = trial(storage, copy, said.shard, origin.generation, stepper(progress))
+            part = trial(storage, copy, said.shard, origin.generation, progress.advance)
             if not until.limits(said.shard):
                 _compare(source, said, part)
             parts.append(part)
-    put(storage, target / MANIFEST, (source / MANIFEST).read_bytes())
+    replace_file(storage, target / MANIFEST, (source / MANIFEST).read_bytes())
     return parts
 
 

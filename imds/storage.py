@@ -199,6 +199,23 @@ def write_all(storage: Storage, fd: int, data: Buffer) -> None:
         done += took
 
 
+def replace_file(storage: Storage, path: Path, data: Buffer, create: int = os.O_EXCL) -> None:
+    """Make ``data`` the content of ``path`` at one go, by way of a file ``.new``, made with flag ``create``.
+
+    Raises OSError; then the old content or the new one is in force. After it the new one is on the disk, name
+    and all.
+    """
+    new = path.with_name(f"{path.name}.new")
+    fd = storage.open(new, os.O_WRONLY | os.O_CREAT | create)
+    try:
+        write_all(storage, fd, data)
+        storage.fsync(fd)
+    finally:
+        storage.close(fd)
+    storage.rename(new, path)
+    storage.fsync_dir(path.parent)
+
+
 def copy_file(storage: Storage, source: Path, target: Path, size: int, step: Callable[[int], object]) -> None:
     """Copy the first ``size`` bytes of a file to a new one, synced; give ``step`` the bytes of each part.
 

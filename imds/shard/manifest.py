@@ -46,7 +46,7 @@ from imds.shard.segment import (
     discard,
     segment_name,
 )
-from imds.storage import Storage, write_all
+from imds.storage import Storage, replace_file
 
 MANIFEST = "manifest.json"
 NEW_MANIFEST = "manifest.json.new"
@@ -107,16 +107,8 @@ def write_manifest(storage: Storage, directory: Path, manifest: Manifest) -> Non
 
     Raises OSError; then the old one or the new one is in force.
     """
-    new = directory / NEW_MANIFEST
-    discard(storage, new)  # never written over: its pages may be what a failed sync left
-    fd = storage.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        write_all(storage, fd, manifest.encode())
-        storage.fsync(fd)
-    finally:
-        storage.close(fd)
-    storage.rename(new, directory / MANIFEST)
-    storage.fsync_dir(directory)
+    discard(storage, directory / NEW_MANIFEST)  # never written over: its pages may be what a failed sync left
+    replace_file(storage, directory / MANIFEST, manifest.encode())
 
 
 def read_manifest(storage: Storage, directory: Path, *, shard: int, generation: int) -> Manifest:
