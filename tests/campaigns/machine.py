@@ -23,11 +23,10 @@ from hypothesis.stateful import (
 )
 
 from campaigns.history import Violation
-from campaigns.model import COMMANDS, DONE, Model, Tokens, reader
+from campaigns.model import COMMANDS, DONE, NOT_MODELLED, Model, Tokens, reader, unknown
 from campaigns.reporting import Note
 from campaigns.sim import DIRECTORY, Link, simulate
 from campaigns.simdisk import SimDisk
-from imds import commands
 from imds.config import Config
 from imds.datadir import DataDir
 from imds.hashslots import SlotMap
@@ -247,9 +246,8 @@ def run(examples: int, seed: int | None = None, steps: int = STEPS, *, shrink: b
 
 def campaign(rounds: int, seed: int, note: Note) -> str:
     """Run ``rounds`` examples of STEPS steps. Raises Violation, or what hypothesis found."""
-    untested = {n for n, c in commands.COMMANDS.items() if c.spread is commands.Spread.KEY} - set(COMMANDS)
-    if untested:
-        raise Violation(f"no rule uses the commands {sorted(untested)}")
+    if unknown():
+        raise Violation(f"no rule uses the commands {sorted(unknown())}")
     Machine.steps = Machine.restarts = Machine.rewrites = 0
     part, done = 250, 0
     while done < rounds:
@@ -260,5 +258,6 @@ def campaign(rounds: int, seed: int, note: Note) -> str:
         raise Violation(f"only {Machine.steps} steps")
     return (
         f"{rounds} examples, {Machine.steps} steps, {Machine.restarts} starts, "
-        f"{Machine.rewrites} rewrites; every reply as the dict says"
+        f"{Machine.rewrites} rewrites; {len(COMMANDS)} commands on keys, and not {len(NOT_MODELLED)} others; "
+        "every reply as the dict says"
     )
