@@ -8,23 +8,22 @@ import selectors
 
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.list cimport PyList_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from imds._kernel cimport memory
 from imds._kernel.memory cimport get_u32
 from imds._kernel.poll cimport (
-    EPOLLIN,
-    EPOLLOUT,
     HAVE_EPOLL,
+    READ,
+    WRITE,
     PollEvent,
     poll_fd,
-    poll_mask,
+    poll_gather,
     poll_milliseconds,
-    poll_wait,
+    poll_selected,
 )
 from imds._kernel.socket cimport QUIETLY, recv, send
 from imds._kernel.stream cimport (
@@ -49,8 +48,7 @@ assert LENGTH == _LENGTH
 
 cdef size_t RECEIVE = _twin.RECEIVE
 cdef object EPOLL = getattr(selectors, "EpollSelector", None)
-cdef int READ = selectors.EVENT_READ
-cdef int WRITE = selectors.EVENT_WRITE
+assert (READ, WRITE) == (selectors.EVENT_READ, selectors.EVENT_WRITE)
 
 
 cdef class Link:
@@ -141,23 +139,10 @@ cdef class Links:
 
     cdef list _wait(self, int poll, int milliseconds):
         cdef PollEvent[EVENTS] events
-        cdef int count, index
-        cdef uint32_t mask
+        cdef int index
         cdef list others = []
-        with nogil:
-            count = poll_wait(poll, events, EVENTS, milliseconds)
-        if count < 0:
-            if errno != EINTR:
-                PyErr_SetFromErrno(OSError)
-                return None
-            PyErr_CheckSignals()
-        for index in range(count):
-            mask = poll_mask(&events[index])
-            self._on_event(
-                poll_fd(&events[index]),
-                (READ if mask & ~EPOLLOUT else 0) | (WRITE if mask & ~EPOLLIN else 0),
-                others,
-            )
+        for index in range(poll_gather(poll, events, EVENTS, milliseconds)):
+            self._on_event(poll_fd(&events[index]), poll_selected(&events[index]), others)
         return others
 
     cdef int _on_event(self, int fd, int mask, list others) except -1:
@@ -193,9 +178,7 @@ cdef class Links:
                 continue
             stream_drop(&link._arrived, link._used, KEEP)
             link._used = 0
-            self._send(link)
-            if stream_size(&link._out):
-                self.changed.append(link)
+            self._send_on(link)
         self._turn = []  # not to be executed again
         return 0
 
@@ -204,9 +187,7 @@ cdef class Links:
         cdef bytes sent = bytes(data)
         if not stream_add(&link._out, PyBytes_AS_STRING(sent), <size_t>PyBytes_GET_SIZE(sent)):
             raise MemoryError
-        self._send(link)
-        if stream_size(&link._out):
-            self.changed.append(link)
+        self._send_on(link)
 
     cdef bint _receive(self, Link link) except -1:
         """Read once; whether there is an envelope to execute."""
@@ -235,6 +216,12 @@ cdef class Links:
         link._mark = stream_size(&link._out)
         if not stream_add(&link._out, PyBytes_AS_STRING(replies), <size_t>PyBytes_GET_SIZE(replies)):
             raise MemoryError
+        return 0
+
+    cdef int _send_on(self, Link link) except -1:
+        self._send(link)
+        if stream_size(&link._out):
+            self.changed.append(link)
         return 0
 
     cdef int _send(self, Link link) except -1:

@@ -1,6 +1,12 @@
 """Waiting for descriptors by epoll(7), where the system has it."""
 
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint32_t
+
+cdef enum:
+    READ = 1  # as selectors has them
+    WRITE = 2
 
 cdef extern from *:
     """
@@ -55,3 +61,23 @@ cdef inline int poll_milliseconds(object timeout) except -2:
     if wait <= 0:
         return 0
     return <int>(wait * 1000 + 0.999) if wait < 1e6 else 1000000000
+
+
+cdef inline int poll_gather(int poll, PollEvent *events, int most, int milliseconds) except -1:
+    """Wait, without the interpreter's lock; return how many events there are. Raises OSError."""
+    cdef int count
+    with nogil:
+        count = poll_wait(poll, events, most, milliseconds)
+    if count >= 0:
+        return count
+    if errno != EINTR:
+        PyErr_SetFromErrno(OSError)
+        return -1
+    PyErr_CheckSignals()
+    return 0
+
+
+cdef inline int poll_selected(const PollEvent *event) noexcept nogil:
+    """Return an event as selectors tells it: an error or the end is something to read and to write."""
+    cdef uint32_t mask = poll_mask(event)
+    return (READ if mask & ~EPOLLOUT else 0) | (WRITE if mask & ~EPOLLIN else 0)

@@ -40,15 +40,14 @@ from libc.string cimport memchr, memcpy, memset
 from imds._kernel cimport memory
 from imds._kernel.commandtable cimport LONGEST, Row, find_row, hash_name
 from imds._kernel.poll cimport (
-    EPOLLIN,
-    EPOLLOUT,
     HAVE_EPOLL,
+    READ,
     PollEvent,
     poll_clock,
     poll_fd,
-    poll_mask,
+    poll_gather,
     poll_milliseconds,
-    poll_wait,
+    poll_selected,
 )
 from imds._kernel.memory cimport Buffer, buffer_put, buffer_reserve, get_u32
 from imds._kernel.scan cimport PART, TOO_MANY, WHOLE, Scan, scan_advance, scan_reset
@@ -101,8 +100,6 @@ cdef enum:
 cdef object NOTICE = _twin.NOTICE
 cdef uint64_t LEAST_NOTICE = _twin._LEAST_NOTICE
 cdef object EPOLL = getattr(selectors, "EpollSelector", None)
-cdef int READ = selectors.EVENT_READ
-cdef int WRITE = selectors.EVENT_WRITE
 cdef size_t RECEIVE = _twin.RECEIVE
 cdef size_t RECEIVE_LINK = _twin.RECEIVE_LINK
 cdef uint64_t SLOT_MASK = _hashslots.SLOTS - 1
@@ -1027,8 +1024,7 @@ cdef class Switch:
     cdef object _turn(self, int poll, int milliseconds, Py_ssize_t window, size_t hold, double wait):
         """See ``turn``, below."""
         cdef PollEvent[EVENTS] events
-        cdef int count, index, fd, shard
-        cdef uint32_t mask
+        cdef int index, fd, mask, shard
         cdef object known
         cdef Client client
         cdef Link *link
@@ -1038,16 +1034,9 @@ cdef class Switch:
         if PyList_GET_SIZE(self.held):
             index = <int>(wait * 1000 + 0.999)
             milliseconds = index if milliseconds < 0 or index < milliseconds else milliseconds
-        with nogil:
-            count = poll_wait(poll, events, EVENTS, milliseconds)
-        if count < 0:
-            if errno != EINTR:
-                PyErr_SetFromErrno(OSError)
-                return None
-            PyErr_CheckSignals()
-        for index in range(count):
+        for index in range(poll_gather(poll, events, EVENTS, milliseconds)):
             fd = poll_fd(&events[index])
-            mask = poll_mask(&events[index])
+            mask = poll_selected(&events[index])
             known = self.by_fd.get(fd)
             if type(known) is Client:
                 client = <Client>known
@@ -1055,10 +1044,10 @@ cdef class Switch:
                     self._receive_plain(client, window, news.ended, news.changed, news.questions)
                     continue
             elif known is not None:
-                if mask & ~EPOLLOUT:
+                if mask & READ:
                     self._receive_ready(<int>known, fd, news, answered)
                 continue
-            news.events.append((fd, (READ if mask & ~EPOLLOUT else 0) | (WRITE if mask & ~EPOLLIN else 0)))
+            news.events.append((fd, mask))
         news.unsent, self.stuck = self.stuck, False
         for shard in range(self.shards):
             link = &self._links[shard]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from imds.protocol import LIST, MISSING, decode_list, decode_response, encode_error, encode_request
 from imds.router.kernel import Client
 from imds.router.replies import NONE, listed
-from imds.router.request import CROSS_SLOT, Request
+from imds.router.request import CROSS_SLOT, Request, unheard
 
 if TYPE_CHECKING:
     from imds.router.requests import Requests
@@ -140,7 +140,7 @@ class Blocking:
 
     def _put_back(self, shard: int, items: list[bytes]) -> None:
         key, member, score = items
-        self._requests.ask(shard, encode_request([b"zadd", key, b"nx", score, member]), True, _nothing)
+        self._requests.ask(shard, encode_request([b"zadd", key, b"nx", score, member]), True, unheard)
 
     def _cancel(self, waiter: Waiter) -> None:
         """End the waiting; until the shard knows that, it may still give something."""
@@ -192,7 +192,3 @@ class Blocking:
         for waiter in list(self._waiters.values()):
             if not waiter.over:
                 self._cancel(waiter)
-
-
-def _nothing(_reply: bytes, _lost: bool) -> None:
-    pass

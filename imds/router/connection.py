@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from imds import __version__
 from imds._kernel import VARIANT
-from imds.commands import WRONG_ARITY
 from imds.protocol import encode_error
 from imds.router.replies import (
     DONE,
     NONE,
     NOT_AN_INTEGER,
     SYNTAX_ERROR,
+    WRONG_ARITY,
     listed,
     number,
     text,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 PROTOCOL = b"1"  # the only version there is
 
 _PONG = text("PONG")
-_WRONG_ARITY = encode_error(WRONG_ARITY)
 _NO_DATABASE = encode_error("ERR DB index is out of range")
 _NO_PROTOCOL = encode_error("NOPROTO unsupported protocol version")
 _NO_PASSWORD = encode_error(
@@ -123,7 +122,7 @@ class ConnectionCommands:
         if word not in self._subcommands:
             return unknown_subcommand("client", word)
         counts, handler = self._subcommands[word]
-        return handler(request) if len(request.tokens) in counts else _WRONG_ARITY
+        return handler(request) if len(request.tokens) in counts else WRONG_ARITY
 
     def _set_name(self, request: Request) -> bytes:
         return self._name(request, request.tokens[2])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from imds.commands import WRONG_ARITY as _WRONG_ARITY
 from imds.protocol import LIST, MISSING, OK, encode_error, encode_list, encode_response
 
 DONE = encode_response(OK, b"OK")
 NONE = encode_response(MISSING)
 QUEUED = encode_response(OK, b"QUEUED")
 
+WRONG_ARITY = encode_error(_WRONG_ARITY)
 SYNTAX_ERROR = encode_error("ERR syntax error")
 NOT_AN_INTEGER = encode_error("ERR value is not an integer or out of range")
 

@@ -17,6 +17,10 @@ from imds.router.session import Session
 CROSS_SLOT = encode_error("CROSSSLOT Keys in request don't hash to the same slot")
 
 
+def unheard(_reply: bytes, _lost: bool) -> None:
+    """What an answer of a shard is told to when nobody waits for it."""
+
+
 class Host(Protocol):
     """What requests need of the router. A connection has ``client``, ``session`` and ``sock``."""
 

@@ -241,11 +241,8 @@ class Router:
             return
         for question in questions:
             self._requests.take(*question)
-        if client.choked >= 0:
-            self._choked.setdefault(client.choked, set()).add(connection)
-            self._dirty[connection] = None
-        elif client.out or client.inflight >= WINDOW or client.closing:
-            self._dirty[connection] = None
+        if client.choked >= 0 or client.out or client.inflight >= WINDOW or client.closing:
+            self.touch(client)
 
     def touch(self, client: Client) -> None:
         """Look at a client at the end of this turn."""

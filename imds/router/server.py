@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from imds.commands import COMMANDS, WRONG_ARITY, Command, lookup
+from imds.commands import COMMANDS, Command, lookup
 from imds.config import OPTIONS, ConfigError, Option
 from imds.protocol import (
     LIST,
@@ -20,7 +20,7 @@ from imds.protocol import (
     encode_request,
 )
 from imds.router import info
-from imds.router.replies import NONE, listed, number, text, unknown_subcommand
+from imds.router.replies import NONE, WRONG_ARITY, listed, number, text, unknown_subcommand
 from imds.router.request import Request
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ CHANGEABLE = (
 )
 
 _NO_OPTION = "ERR Unknown option or number of arguments for CONFIG SET"
-_WRONG_ARITY = encode_error(WRONG_ARITY)
 _INVALID_CURSOR = encode_error("ERR invalid cursor")
 _NO_COMMAND = encode_error("ERR Invalid command specified")
 _NO_KEYS = encode_error("ERR The command has no key arguments")
@@ -75,7 +74,7 @@ class ServerCommands:
             return listed(_row(command) for command in COMMANDS.values())
         word, names = words[0].lower(), words[1:]
         if word in (b"list", b"count") and names:
-            return _WRONG_ARITY
+            return WRONG_ARITY
         if word == b"list":
             return listed(COMMANDS)
         if word == b"count":
@@ -94,7 +93,7 @@ class ServerCommands:
                 return encode_error("ERR Invalid number of arguments specified for command")
             keys = [names[position] for position in command.key_positions(names)]
             return listed(keys) if keys else _NO_KEYS
-        return _WRONG_ARITY if word == b"getkeys" else unknown_subcommand("command", word)
+        return WRONG_ARITY if word == b"getkeys" else unknown_subcommand("command", word)
 
     # -- slots and shards -------------------------------------------------------------------------
 
@@ -149,7 +148,7 @@ class ServerCommands:
         if word != b"stats":
             return unknown_subcommand("memory", word)
         if len(request.tokens) != 2:
-            return _WRONG_ARITY
+            return WRONG_ARITY
         self._rows(lambda rows: listed(part for pair in info.memory(rows).items() for part in pair), request)
         return None
 
@@ -169,7 +168,7 @@ class ServerCommands:
             )
         if word == b"set" and words and len(words) % 2 == 0:
             return self._set_options(request, words)
-        return _WRONG_ARITY if word in (b"get", b"set") else unknown_subcommand("config", word)
+        return WRONG_ARITY if word in (b"get", b"set") else unknown_subcommand("config", word)
 
     def _set_options(self, request: Request, words: list[bytes]) -> bytes | None:
         options = {option.name: option for option in OPTIONS}

@@ -24,17 +24,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from imds.commands import UNKNOWN_COMMAND, WRONG_ARITY, Spread
+from imds.commands import UNKNOWN_COMMAND, Spread
 from imds.protocol import ERROR, MAX_REQUEST, decode_response, encode_error, encode_request
 from imds.router.kernel import Client
-from imds.router.replies import DONE, QUEUED, listed
-from imds.router.request import CROSS_SLOT, Request
+from imds.router.replies import DONE, QUEUED, WRONG_ARITY, listed
+from imds.router.request import CROSS_SLOT, Request, unheard
 
 if TYPE_CHECKING:
     from imds.router.requests import Requests
 
 _UNKNOWN_COMMAND = encode_error(UNKNOWN_COMMAND)
-_WRONG_ARITY = encode_error(WRONG_ARITY)
 _NESTED = encode_error("ERR MULTI calls can not be nested")
 _WATCH_INSIDE = encode_error("ERR WATCH inside MULTI is not allowed")
 _EXEC_WITHOUT = encode_error("ERR EXEC without MULTI")
@@ -84,7 +83,7 @@ class Transactions:
         if command is None:
             return self._fail(queue, _UNKNOWN_COMMAND)
         if not command.arity_ok(len(request.tokens)):
-            return self._fail(queue, _WRONG_ARITY)
+            return self._fail(queue, WRONG_ARITY)
         if command.name in ("multi", "exec", "discard", "watch", "unwatch", "quit"):
             return self._requests.handlers[command.name](request)
         if command.spread not in QUEUEABLE:
@@ -199,14 +198,10 @@ class Transactions:
         session, requests = client.owner.session, self._requests
         if session.watched is not None:
             frame = encode_request([b"_unwatch", *requests.who(client), *session.watched.versions])
-            requests.ask(requests.slots.owners[session.watched.slot], frame, False, _nothing)
+            requests.ask(requests.slots.owners[session.watched.slot], frame, False, unheard)
             session.watched = None
 
     def leave(self, client: Client) -> None:
         """The client is gone."""
         client.owner.session.queue = None
         self._forget(client)
-
-
-def _nothing(_reply: bytes, _lost: bool) -> None:
-    pass

@@ -91,9 +91,8 @@ class Links:
         self.by_fd: dict[int, Link] = {}
         self.waiting = False
         self.executed = 0
-        self.hold = (
-            False  # set while executing: the replies of this turn wait, whether it logs something or not
-        )
+        # Set while executing: the replies of this turn wait, whether it logs something or not.
+        self.hold = False
         self.changed: list[Link] = []
         self._turn: list[Link] = []  # what was executed in it
 
@@ -157,17 +156,13 @@ class Links:
                 continue
             del link.arrived[: link.used]
             link.used = 0
-            self._send(link)
-            if link.out:
-                self.changed.append(link)
+            self._send_on(link)
         self._turn.clear()  # not to be executed again
 
     def push(self, link: Link, data: Buffer) -> None:
         """Send what no request asked for, behind the replies that wait for the socket."""
         link.out += data
-        self._send(link)
-        if link.out:
-            self.changed.append(link)
+        self._send_on(link)
 
     def _receive(self, link: Link) -> bool:
         """Read once; whether there is an envelope to execute."""
@@ -189,6 +184,11 @@ class Links:
         link.mark = len(link.out)
         link.used, replies = store.execute(bytes(link.arrived))
         link.out += replies
+
+    def _send_on(self, link: Link) -> None:
+        self._send(link)
+        if link.out:
+            self.changed.append(link)
 
     def _send(self, link: Link) -> None:
         if link.out:

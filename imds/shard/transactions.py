@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from imds.commands import COMMANDS
 from imds.protocol import (
     LIST,
     MAX_RESPONSE,
@@ -79,6 +78,5 @@ class Transactions:
 
     def _expire(self, keys: list[bytes]) -> None:
         """Have those removed, and logged, of which the time is over, though nobody has looked at them."""
-        if "exists" in COMMANDS:
-            for key in keys:
-                self._run(encode_request([b"exists", key]))
+        for key in keys:
+            self._run(encode_request([b"exists", key]))

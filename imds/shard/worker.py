@@ -72,9 +72,8 @@ PROBE_LEAST = 1 << 16  # bytes that it must take then
 CLOCK_EVERY = 60.0  # seconds after which a deadline is compared with a clock that may have been set
 LOOK_EVERY = 1.0  # seconds between two looks at a sync that is under way
 EXPIRE_EVERY = 0.1  # seconds between two looks for keys whose deadline has come
-EXPIRE_MOST = (
-    500  # keys that are removed at a look: about a millisecond. If there are more, the next comes at once
-)
+# Keys that are removed at a look: about a millisecond. If there are more, the next comes at once.
+EXPIRE_MOST = 500
 LOADED_MOST = 20_000  # keys that are removed at a time at the end of loading
 REPORT_EVERY = 1.0  # seconds between two reports of loading
 WARN_EVERY = 10.0  # seconds between two log lines about loading
