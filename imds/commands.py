@@ -7,6 +7,7 @@ in ``router/``, those about a shard's process one in ``shard/worker.py``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -41,6 +42,8 @@ class Command:
     Its keys are the tokens ``first_key``, ``first_key + key_step`` ... ``last_key``, which counts from the
     end where it is negative; without a key ``first_key`` is 0. Where ``numkeys`` is not 0, that token says
     how many keys follow it, beside those.
+    In ``usage`` a word in capitals stands for itself, in any case, another for an argument; ``[...]`` may be
+    left out, ``a|b`` is one of both, and what is before ``...`` may come again.
     """
 
     name: str
@@ -136,9 +139,9 @@ def _write(usage: str, summary: str, least: int, most: int = 0) -> Command:
 MANY = MAX_TOKENS
 _ALL_KEYS = (1, -1, 1)
 _NO_KEY = (0, 0, 1)
-_EXPIRY = "[ex seconds|px milliseconds|exat time|pxat time|%s]"
-_IF = "[nx|xx|gt|lt]"
-_ALGEBRA = "[weights number ...] [aggregate sum|min|max]"
+_EXPIRY = "[EX seconds|PX milliseconds|EXAT time|PXAT time|%s]"
+_IF = "[NX|XX|GT|LT]"
+_ALGEBRA = "[WEIGHTS number ...] [AGGREGATE SUM|MIN|MAX]"
 
 
 def _keys(usage: str, summary: str, combine: Combine, *, write: bool = False) -> Command:
@@ -150,7 +153,7 @@ def _algebra(name: str, summary: str, options: str = "") -> list[Command]:
     usage = "numkeys key [key ...]"
     return [
         _data(
-            f"{name} {usage}{options} [withscores]",
+            f"{name} {usage}{options} [WITHSCORES]",
             summary,
             3,
             MANY,
@@ -173,7 +176,7 @@ def _algebra(name: str, summary: str, options: str = "") -> list[Command]:
 _STRINGS = (
     _read("get key", "the string that key holds", 2),
     _write(
-        f"set key value [nx|xx] [get] {_EXPIRY % 'keepttl'}",
+        f"set key value [NX|XX] [GET] {_EXPIRY % 'KEEPTTL'}",
         "make key hold a string, whatever it held before",
         3,
         MANY,
@@ -183,7 +186,7 @@ _STRINGS = (
     _write("psetex key milliseconds value", "set it and its time to live", 4),
     _write("getset key value", "set the string, answer what it was", 3),
     _write("getdel key", "remove the string, answer it", 2),
-    _write(f"getex key {_EXPIRY % 'persist'}", "the string, and change when it expires", 2, 4),
+    _write(f"getex key {_EXPIRY % 'PERSIST'}", "the string, and change when it expires", 2, 4),
     _write("append key value", "append to the string, answer its length", 3),
     _read("strlen key", "the length of the string", 2),
     _read("getrange key start end", "a part of the string, ends included; -1 is its last byte", 4),
@@ -247,7 +250,7 @@ _ANY_KEYS = (
         keys=(1, 2, 1),
     ),
     _data(
-        "copy key newkey [replace]",
+        "copy key newkey [REPLACE]",
         "copy the value to another key of the same slot",
         3,
         4,
@@ -256,7 +259,7 @@ _ANY_KEYS = (
         keys=(1, 2, 1),
     ),
     _data(
-        "object encoding|refcount key",
+        "object ENCODING|REFCOUNT key",
         "how key is kept",
         3,
         keys=(2, 2, 1),
@@ -270,7 +273,7 @@ _ANY_KEYS = (
         combine=Combine.SUM,
     ),
     _data(
-        "flushall [sync|async]",
+        "flushall [SYNC|ASYNC]",
         "remove every key; takes a second for a million of them",
         1,
         2,
@@ -289,7 +292,7 @@ _ANY_KEYS = (
     ),
     _data("randomkey", "a key by chance", 1, spread=Spread.SOME, keys=_NO_KEY),
     _data(
-        "scan cursor [match pattern] [count number] [type string|zset]",
+        "scan cursor [MATCH pattern] [COUNT number] [TYPE STRING|ZSET]",
         "the next cursor, then keys; begin with 0, end at 0",
         2,
         8,
@@ -300,13 +303,13 @@ _ANY_KEYS = (
 
 _SORTED_SETS = (
     _write(
-        f"zadd key {_IF} [ch] [incr] score member [score member ...]",
+        f"zadd key {_IF} [CH] [INCR] score member [score member ...]",
         "add members to a sorted set, or move them to their score",
         4,
         MANY,
     ),
     _read(
-        "zrange key start_score end_score [byscore|bylex] [rev] [limit offset count] [withscores]",
+        "zrange key start_score end_score [BYSCORE|BYLEX] [REV] [LIMIT offset count] [WITHSCORES]",
         "score:member pairs in score order, ends included; with any option a list, by rank without byscore",
         4,
         10,
@@ -320,27 +323,27 @@ _SORTED_SETS = (
     _read("zcard key", "how many members there are", 2),
     _read("zcount key min max", "how many scores are between; ( in front excludes a bound", 4),
     _read("zlexcount key min max", "how many members are between; [a, (a, - and + are bounds", 4),
-    _read("zrevrange key start stop [withscores]", "members by rank, highest first", 4, 5),
+    _read("zrevrange key start stop [WITHSCORES]", "members by rank, highest first", 4, 5),
     _read(
-        "zrangebyscore key min max [withscores] [limit offset count]",
+        "zrangebyscore key min max [WITHSCORES] [LIMIT offset count]",
         "members by score; ( in front excludes a bound",
         4,
         8,
     ),
     _read(
-        "zrevrangebyscore key max min [withscores] [limit offset count]",
+        "zrevrangebyscore key max min [WITHSCORES] [LIMIT offset count]",
         "members by score, highest first",
         4,
         8,
     ),
     _read(
-        "zrangebylex key min max [limit offset count]",
+        "zrangebylex key min max [LIMIT offset count]",
         "members in their own order, where all have one score",
         4,
         7,
     ),
     _read(
-        "zrevrangebylex key max min [limit offset count]",
+        "zrevrangebylex key max min [LIMIT offset count]",
         "the same from the last",
         4,
         7,
@@ -351,13 +354,13 @@ _SORTED_SETS = (
     _write("zremrangebyrank key start stop", "remove members by rank", 4),
     _write("zremrangebylex key min max", "remove members by their own order", 4),
     _read(
-        "zrandmember key [count [withscores]]",
+        "zrandmember key [count [WITHSCORES]]",
         "members by chance, the same one again if count is negative",
         2,
         4,
     ),
     _read(
-        "zscan key cursor [match pattern] [count number]",
+        "zscan key cursor [MATCH pattern] [COUNT number]",
         "the next cursor, then members and scores; begin with 0, end at 0",
         3,
         7,
@@ -366,7 +369,7 @@ _SORTED_SETS = (
     *_algebra("zinter", "the members of all of the sets", f" {_ALGEBRA}"),
     *_algebra("zdiff", "the members of the first set that are in no other"),
     _data(
-        "zintercard numkeys key [key ...] [limit number]",
+        "zintercard numkeys key [key ...] [LIMIT number]",
         "how many members are in all of the sets",
         3,
         MANY,
@@ -382,7 +385,7 @@ def _router(
 ) -> Command:
     """``[...]`` are optional arguments, ``last`` the most tokens where these say nothing of it."""
     words = arguments.split()
-    least = 1 + sum(1 for word in arguments.partition("[")[0].split())
+    least = 1 + len(re.sub(r"\[.*\]", "", arguments).split())
     usage = f"{name} {arguments}".rstrip()
     most = last or 1 + len(words)
     return Command(
@@ -396,15 +399,15 @@ _ROWS = (
     *_SORTED_SETS,
     _router("ping", "[message]", "PONG, or message"),
     _router("echo", "message", "message"),
-    _router("hello", "[protocol [auth user password] [setname name]]", "who the server is"),
+    _router("hello", "[protocol [AUTH user password] [SETNAME name]]", "who the server is"),
     _router("quit", "", "OK, then the connection is closed"),
     _router("select", "index", "OK for 0, the only database"),
     _router("auth", "[user] password", "name oneself; without users there is nothing to gain"),
-    _router("client", "id|list|info|kill|setname|getname [...]", "connections of this router", last=MANY),
-    _router("command", "[list|count|info|docs|getkeys] [...]", "the commands that there are", last=MANY),
+    _router("client", "ID|LIST|INFO|KILL|SETNAME|GETNAME [...]", "connections of this router", last=MANY),
+    _router("command", "[LIST|COUNT|INFO|DOCS|GETKEYS] [...]", "the commands that there are", last=MANY),
     _router("info", "[section ...]", "the server in numbers", last=MANY),
-    _router("config", "get|set pattern|name [value] [...]", "the server's options", last=MANY, admin=True),
-    _router("memory", "stats", "what data and processes take, in bytes", last=3),
+    _router("config", "GET|SET pattern|name [value] [...]", "the server's options", last=MANY, admin=True),
+    _router("memory", "STATS", "what data and processes take, in bytes", last=3),
     _router("time", "", "seconds since 1970, and microseconds"),
     _router("where", "key", "the slot and the shard of key, and whether it is up", first_key=1),
     _router("slots", "", "which shard owns which slots"),

@@ -38,6 +38,7 @@ class TestConnection:
             "WRONGPASS invalid username-password pair or user is disabled.",
         ]
         assert client.ask("auth secret")[0].startswith("ERR AUTH <password> called without any password")
+        assert client.ask("auth") == ["ERR wrong number of arguments"]
 
     def test_hello(self, fleet: Fleet) -> None:
         client = fleet.connect()
