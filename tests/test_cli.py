@@ -17,17 +17,18 @@ from hypothesis import strategies as st
 from interrupts import heeded
 
 import imds
-from imds import cli
 from imds.cli import help_text, main, quote, render, split_line
 from imds.client import Response
 from imds.commands import COMMANDS
 from imds.protocol import ERROR, LIST, MAX_REQUEST, MISSING, OK, encode_list
+from imds.shell.line import quoted
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch):
-    for name in ("IMDS_HOST", "IMDS_PORT", "IMDS_UNIX"):
+def clean_environment(monkeypatch, tmp_path):
+    for name in ("IMDS_HOST", "IMDS_PORT", "IMDS_UNIX", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("IMDS_HISTORY", str(tmp_path / "state" / "history"))
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ class TestSplitLine:
 
     @given(st.lists(st.binary(max_size=12) | st.text(max_size=8).map(str.encode), max_size=5))
     def test_quoted_tokens_can_be_typed_again(self, tokens):
-        typed = [f'"{"".join(map(cli._escaped, t.decode(errors="surrogateescape")))}"' for t in tokens]
+        typed = [quoted(token.decode(errors="surrogateescape")) for token in tokens]
         assert split_line(" ".join(typed).encode()) == tokens
         shown = [quote(token) for token in tokens]
         assert all(text.isprintable() for text in shown)
@@ -300,12 +301,14 @@ class TestPipe:
 class Terminal:
     """imds-cli at a pseudo-terminal."""
 
-    def __init__(self, port):
+    def __init__(self, port, term="dumb", options=(), **environment):
         self.fd, self.inner = pty.openpty()
         # The leader of a new session that opens a terminal by name is controlled by it, as Ctrl-C needs.
         shell = ["/bin/sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(self.inner)]
-        command = [*shell, sys.executable, "-m", "imds.cli", "-p", str(port)]
-        environment = {**os.environ, "TERM": "dumb", "PYTHONUTF8": "1"}
+        command = [*shell, sys.executable, "-m", "imds.cli", "-p", str(port), *options]
+        # no position of the cursor is asked for, which this terminal would not answer
+        plain = {"TERM": term, "PYTHONUTF8": "1", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        environment = {**os.environ, **plain, **environment}
         with heeded():
             self.process = subprocess.Popen(command, env=environment, start_new_session=True)
 
@@ -319,6 +322,13 @@ class Terminal:
             assert select.select([self.fd], [], [], max(0, deadline - time.monotonic()))[0], seen
             seen += os.read(self.fd, 1)
         return seen.decode().replace("\r\n", "\n")
+
+    def shows(self, text):
+        """Wait until ``text`` has appeared, whatever moved the cursor in between; blanks do not count."""
+        seen, deadline = b"", time.monotonic() + 20
+        while "".join(text.split()) not in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]|\s", b"", seen).decode():
+            assert select.select([self.fd], [], [], max(0, deadline - time.monotonic()))[0], seen
+            seen += os.read(self.fd, 1)
 
     def __enter__(self):
         return self
@@ -390,3 +400,54 @@ class TestTerminal:
     def test_starts_without_a_server(self, free_port):
         with Terminal(free_port) as terminal:
             assert "(error) cannot connect" in terminal.until("imds> ")
+
+
+class TestEditedLines:
+    """A terminal with prompt_toolkit, and what of it is there on one without."""
+
+    def test_completion_hints_and_history(self, tmp_path):
+        history = tmp_path / "state" / "history"
+        with FakeServer(honest()) as server:
+            with Terminal(server.port, term="xterm") as terminal:
+                terminal.shows("exit leaves imds>")
+                terminal.type("zadd")
+                terminal.shows("[score member ...]")
+                terminal.type(" z 1 m\r")
+                terminal.shows("OK imds>")
+                terminal.type("zran\t")
+                terminal.shows("zrandmember")  # the menu
+                terminal.type("k\t")
+                terminal.shows("key member")
+                terminal.type("z m\r")
+                terminal.shows("0 imds>")
+                terminal.type("auth hunter2\r")
+                terminal.shows("(error) ERR unknown command imds>")
+                terminal.type("\x1b[A\r")  # the line before it
+                terminal.shows("0 imds>")
+                terminal.type("\x04")
+                assert terminal.process.wait(20) == 0
+            assert history.read_text() == "zadd z 1 m\nzrank z m\n"
+            assert history.stat().st_mode & 0o777 == 0o600
+            with Terminal(server.port) as terminal:  # plain input has the same history
+                terminal.until("imds> ")
+                terminal.type("\x1b[A\n")
+                assert "\n0\n" in terminal.until("imds> ")
+
+    def test_bytes_that_are_no_text(self):
+        with FakeServer(honest()) as server, Terminal(server.port, term="xterm") as terminal:
+            terminal.shows("imds>")
+            os.write(terminal.fd, b"set k \xff\xfe\r")
+            terminal.shows("OK imds>")
+            terminal.type("get k\r")
+            terminal.shows(r'"\xff\xfe" imds>')
+
+    def test_colours(self):
+        with FakeServer(honest()) as server:
+            with Terminal(server.port, term="xterm") as terminal:
+                terminal.shows("imds>")
+                terminal.type("get k\r")
+                terminal.until("\x1b[90m(nil)\x1b[0m")
+            with Terminal(server.port, term="xterm", NO_COLOR="1") as terminal:
+                terminal.shows("imds>")
+                terminal.type("get k\r")
+                assert "\x1b[3" not in terminal.until("(nil)\r\n")
