@@ -11,11 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from imds.client import ImdsError
+from imds.client import ImdsError, ServerError
 from imds.shell.editor import make_editor
 from imds.shell.help import help_text
 from imds.shell.history import History, default_path
 from imds.shell.line import quote, split_line
+from imds.shell.modes import add_modes, check_options
 from imds.shell.options import (
     EX_CONNECTION,
     EX_INTERRUPTED,
@@ -59,6 +60,7 @@ colours off, which only a terminal gets.
 
 exit codes: 0 done; 1 missing; 2 the server answered by an error; 3 the server cannot be reached, went away or
 did not answer in time; 64 wrong usage. Of many lines from a pipe, the highest, where missing counts as done.
+--pipe: 0 all lines are done; 1 some have failed; 3 and 64 as above.
 """
 
 
@@ -72,6 +74,7 @@ def _parser() -> Parser:
         (Form.CSV, "as CSV, each a row"),
     ):
         forms.add_argument(f"--{form.value}", dest="form", action="store_const", const=form, help=help_)
+    add_modes(parser)
     parser.add_argument("command", nargs="...", help="a command and its arguments, such as: get foo")
     return parser
 
@@ -80,9 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    check_options(parser, args)
     tokens = [os.fsencode(word) for word in args.command]
     with parser.client(args) as client:
         try:
+            if args.mode is not None:
+                return int(args.mode.run(client, args))
             if tokens:
                 return run_one(client, tokens, args.form, not args.no_newline)
             if sys.stdin.isatty():
@@ -92,10 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             discard_output()
             return EX_OK
+        except ServerError as error:
+            print(f"imds-cli: {error}", file=sys.stderr)
+            return EX_SERVER
         except ImdsError as error:
             print(f"imds-cli: {error}", file=sys.stderr)
             return EX_CONNECTION
-        except ValueError as error:  # a request over the limits
+        except (ValueError, OSError) as error:  # a request over the limits, a file
             print(f"imds-cli: {error}", file=sys.stderr)
             return EX_USAGE
         except KeyboardInterrupt:

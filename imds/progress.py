@@ -25,14 +25,24 @@ def amount(size: float) -> str:
 
 
 class Progress:
-    """Reports on ``label``, a job of ``total`` bytes. Use with ``with``, call :meth:`update` at will."""
+    """Reports on ``label``, a job of ``total`` bytes. Use with ``with``, call :meth:`update` at will.
+
+    ``shown`` writes an amount, where it is not one of bytes. A ``total`` of None is not known: then there
+    is no bar, but how much is done.
+    """
 
     def __init__(
-        self, label: str, total: int, stream: TextIO | None = None, clock: Callable[[], float] = monotonic
+        self,
+        label: str,
+        total: int | None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = monotonic,
+        shown: Callable[[float], str] = amount,
     ) -> None:
         self.label = label
         self.total = total
         self.done = 0
+        self._shown = shown
         self._stream = stream or sys.stderr
         self._clock = clock
         self._bar = self._stream.isatty()
@@ -51,6 +61,14 @@ class Progress:
         """Say that ``size`` bytes more are done."""
         self.update(self.done + size)
 
+    def note(self, text: str) -> None:
+        """Write a line of ``text`` to the stream, above the bar if there is one."""
+        if self._width:
+            self._stream.write("\r" + " " * self._width + "\r")
+            self._width = 0
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
     def __enter__(self) -> Progress:
         return self
 
@@ -63,13 +81,18 @@ class Progress:
     def _report(self) -> None:
         now = self._clock()
         self._next = now + self._every
-        part = min(self.done / self.total, 1.0) if self.total else 1.0
         rate = self.done / max(now - self._start, 1e-9)
-        left = f"{max(self.total - self.done, 0) / rate:.0f} s left" if rate else "-"
-        figures = f"{part:4.0%}  {amount(rate)}/s  {left}"
-        if self._bar:
+        bar = ""
+        if self.total is None:
+            figures = f"{self._shown(self.done)}  {self._shown(rate)}/s"
+        else:
+            part = min(self.done / self.total, 1.0) if self.total else 1.0
+            left = f"{max(self.total - self.done, 0) / rate:.0f} s left" if rate else "-"
+            figures = f"{part:4.0%}  {self._shown(rate)}/s  {left}"
             filled = round(part * _BAR)
-            line = f"{self.label} [{'#' * filled}{'.' * (_BAR - filled)}] {figures}"
+            bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] "
+        if self._bar:
+            line = f"{self.label} {bar}{figures}"
             self._stream.write("\r" + line.ljust(self._width))
             self._stream.flush()
             self._width = len(line)

@@ -77,3 +77,34 @@ def test_odd_totals(total, done):
 )
 def test_amount(size, text):
     assert amount(size) == text
+
+
+def test_other_amounts_than_bytes():
+    out, clock = Terminal(), Clock()
+    with Progress("looking", 1000, out, clock, shown=lambda number: f"{number:,.0f} keys") as progress:
+        clock.now += 0.1
+        progress.update(200)
+    assert out.getvalue().split("\r")[1] == f"looking [{'#' * 6}{'.' * 24}]  20%  2,000 keys/s  0 s left"
+
+
+def test_a_total_that_is_not_known():
+    out, clock = Terminal(), Clock()
+    with Progress("loading", None, out, clock) as progress:
+        clock.now += 2
+        progress.update(5000)
+    assert out.getvalue().split("\r")[1] == "loading 5.0 kB  2.5 kB/s"
+
+
+def test_a_note_stands_above_the_bar():
+    out, clock = Terminal(), Clock()
+    with Progress("x", None, out, clock) as progress:
+        progress.note("at once")
+        clock.now += 1
+        progress.update(10)
+        width = len(out.getvalue().split("\r")[-1])
+        progress.note("line 7: no")
+        clock.now += 1
+        progress.update(20)
+    start, first, blank, note, *_ = out.getvalue().split("\r")
+    assert (start, first) == ("at once\n", "x 10 B  10 B/s")
+    assert (blank, note) == (" " * width, "line 7: no\n")

@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -24,39 +23,10 @@ from imds.protocol import ERROR, LIST, MAX_REQUEST, MISSING, OK, encode_list
 from imds.shell.line import quoted
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch, tmp_path):
-    for name in ("IMDS_HOST", "IMDS_PORT", "IMDS_UNIX", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("IMDS_HISTORY", str(tmp_path / "state" / "history"))
-
-
 @pytest.fixture
 def server():
     with FakeServer(honest()) as server:
         yield server
-
-
-@pytest.fixture
-def run(server, capfdbinary):
-    """Run imds-cli in this process: ``run(*words, stdin=...)`` returns (exit code, stdout, stderr)."""
-
-    def run(*words, stdin=b"", options=("-p", str(server.port))):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-            try:
-                code = main([*options, *words])
-            except SystemExit as leave:
-                code = leave.code
-        return code, *capfdbinary.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return str(listener.getsockname()[1])
 
 
 class TestSplitLine:
