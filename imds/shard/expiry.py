@@ -51,7 +51,7 @@ def _expire(
         or (b"LT" in chosen and old and when >= old)
     ):
         return 0
-    take_expiry(store, key, when)
+    take_expiry(store, key, when or -1)  # the year 1970 began: 0 would be no deadline
     return 1
 
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from campaigns.history import History, Moment, Session, Violation, start, stored
-from campaigns.model import KEYS, Model, Requests
+from campaigns.model import KEYS, Model
 from campaigns.reporting import Note, in_run
+from campaigns.requests import Requests
 from campaigns.sim import simulate
 from campaigns.simdisk import SimDisk
 from imds.shard.aof import POLICIES
@@ -79,7 +80,8 @@ class Run:
         self.density = self.rng.choice((0.15, 0.4, 1.0))  # of crash points
         self.capacity = self.rng.choice((0, 0, 4))
         self.rewrite = self.rng.choice((0, 300, 3000))
-        self.requests = Requests(self.rng, KEYS)
+        # A key whose time is over takes room until it is removed, some time later: not beside a limit.
+        self.requests = Requests(self.rng, KEYS, expiry=not self.capacity)
 
     def go(self, most: int = 1 << 60) -> None:
         """Live, and check every crash of it, until the tally has ``most`` states. Raises Violation."""
@@ -135,6 +137,8 @@ class Run:
                 if rng.random() < 0.2:
                     sim.schedule.sleep(rng.choice((0.05, 0.6, 1.0, 1.7, 3.0)))
                 if rng.random() < 0.1:
+                    session.writer.send([self.requests.transaction()])
+                if rng.random() < 0.1:
                     session.writer.send([(rng.choice((b"sync", b"rewrite")),)])
                 session.wait()
             if rng.random() < 0.5:
@@ -152,8 +156,9 @@ class Run:
         moment, policy = found.moment, self._draw_policy()
         try:
             with simulate(found.disk.killed(), self.rng) as sim:
+                sim.schedule.now += self.rng.choice((0.0, 0.0, 0.5, 5.0))  # that it was down
                 datadir, shard = start(sim, policy, self.capacity)
-                count = history.check(moment, stored(shard))
+                count = history.check(moment, *stored(shard))
                 datadir.close()
         except Violation as violation:
             kind = "power cut" if found.power_cut else "kill"

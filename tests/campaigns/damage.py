@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from campaigns.history import Violation, stored
-from campaigns.model import KEYS, Model, Requests, State, Tokens
+from campaigns.model import KEYS, Model, Record, State, agrees
 from campaigns.reporting import Note, in_run
+from campaigns.requests import Requests
 from campaigns.sim import DIRECTORY, Simulation, Stopped, simulate
 from campaigns.simdisk import SimDisk
 from imds.config import Config
@@ -76,9 +77,9 @@ def make(rng: random.Random, shards: int, size: int, *, lives: int = 0) -> Made:
                 while len(made.states[index]) < most:
                     wanted = [requests.draw() for _ in range(5)]
                     for tokens, reply in zip(wanted, link.ask(wanted), strict=True):
-                        expected, effects = models[index].run(tokens)
-                        assert reply == expected, (tokens, reply, expected)
-                        replay(effects, made.states[index])
+                        expected, records = models[index].run(tokens, link.now)
+                        assert agrees(expected, reply), (tokens, reply, expected)
+                        replay(records, made.states[index])
             if not lives or rng.random() < 0.5:
                 for shard in sim.shards:
                     assert shard.stop() == 0
@@ -87,12 +88,12 @@ def make(rng: random.Random, shards: int, size: int, *, lives: int = 0) -> Made:
     return made
 
 
-def replay(effects: list[Tokens], states: list[State]) -> None:
-    """Append the state after each effect."""
-    for effect in effects:
+def replay(records: list[Record], states: list[State]) -> None:
+    """Append the state after each record."""
+    for record in records:
         model = Model()
-        model.data.update({k: dict(v) if isinstance(v, dict) else v for k, v in states[-1].items()})
-        model.apply(effect)
+        model.data.update((k, dict(v) if isinstance(v, dict) else v) for k, (v, _) in states[-1].items())
+        model.apply(record)
         states.append(model.state())
 
 
@@ -144,7 +145,7 @@ def judge(made: Made, damaged: SimDisk, where: Path, rng: random.Random) -> str:
                     raise Violation(f"refused, and changed something: {shard.refusal}") from None
                 outcomes.add("refused")
                 continue
-            state, states = stored(shard), made.states[index]
+            (state, _now), states = stored(shard), made.states[index]
             if state == states[-1]:
                 continue
             if not here:

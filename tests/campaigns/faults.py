@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from campaigns.history import History, NotStarted, Session, Violation, start, stored
-from campaigns.model import KEYS, Model, Requests, Tokens
+from campaigns.history import History, NotStarted, Pending, Session, Violation, start, stored
+from campaigns.model import KEYS, Model
 from campaigns.reporting import Note, in_run
+from campaigns.requests import Requests
 from campaigns.sim import Stopped, simulate
 from campaigns.simdisk import Fault, SimDisk
 from imds.process import EXIT_DISK
@@ -92,9 +93,9 @@ class Run:
         self.rng = random.Random(seed)
         self.case = case
         self.tally = tally
-        self.requests = Requests(self.rng, KEYS)
+        self.requests = Requests(self.rng, KEYS, expiry=True)
         self.fault = Fault(case.at, case.kind, forever=case.mode == "forever", late=case.mode == "late")
-        self.pending: tuple[Tokens, ...] = ()
+        self.pending: Pending = ()
 
     def go(self) -> None:
         """Run the case. Raises Violation."""
@@ -162,5 +163,5 @@ class Run:
             found = disk.crash(self.rng) if power_cut else disk.killed()
             with simulate(found, self.rng) as sim:
                 _datadir, shard = start(sim, history.policy)
-                count = history.check(moment, stored(shard))
+                count = history.check(moment, *stored(shard))
         return history.resumed(moment, count, history.policy, min(history.floor, count))

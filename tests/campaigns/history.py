@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from campaigns.model import DONE, KEYS, Model, Reply, State, Tokens, read_state, reader
+from campaigns.model import (
+    DONE,
+    KEYS,
+    Model,
+    Record,
+    Reply,
+    State,
+    Tokens,
+    agrees,
+    inner,
+    read_state,
+    reader,
+    results,
+)
 from campaigns.sim import DIRECTORY, Link, Shard, Simulation, Stopped
 from campaigns.simdisk import SimDisk
 from imds.config import Config
@@ -14,6 +27,10 @@ from imds.shard.aof import MAX_LAG
 
 # Errors that promise that nothing was done. UNKNOWN is none of them.
 REFUSALS = (b"READONLY ", b"LOADING ", b"RETRY ", b"SHARDDOWN ", b"BUSY ")
+
+
+# Requests that a shard has carried out, with the time of its clock in ms.
+Pending = tuple[tuple[Tokens, int], ...]
 
 
 class Violation(AssertionError):
@@ -29,27 +46,33 @@ class Moment:
     """All that may be known from outside about the data at one moment."""
 
     model: Model  # after the last answered request
-    effects: int  # of the history that were answered
+    effects: int  # records of the history that were answered
     floor: int  # of these, which a power cut may not lose
     least: int  # of these, which the moment's kind of crash may not lose
-    pending: tuple[Tokens, ...]  # requests without an answer, in their order
+    pending: Pending  # requests without an answer, in their order
 
 
 @dataclass
 class History:
-    """The effects of one shard's answered requests, in order. All times are of the simulated clock."""
+    """The effects of one shard's answered requests, in order: one entry for each record that the log has.
+
+    All times are of the simulated clock.
+    """
 
     model: Model
     policy: str
-    effects: list[Tokens] = field(default_factory=list)
+    effects: list[Record] = field(default_factory=list)
     times: list[float] = field(default_factory=list)  # when each was answered
     floor: int = 0  # effects that a power cut cannot take away any more
     begun: int = 0  # effects answered when the sync that is running began
     refused: int = 0  # requests, of this process
     index: dict[tuple[bytes, bytes], int] = field(default_factory=dict)  # (key, string): its effect
 
-    def answered(self, tokens: Tokens, reply: Reply, now: float) -> None:
-        """Note a reply; raise Violation if it is not the right one."""
+    def answered(self, tokens: Tokens, reply: Reply, turn: int, now: float) -> None:
+        """Note a reply at time ``now`` to what the shard has carried out at its time ``turn``.
+
+        Raises Violation if it is not the right one.
+        """
         if reply[0] == 2 and reply[1].startswith(REFUSALS):
             self.refused += 1
             return
@@ -59,13 +82,18 @@ class History:
             if tokens[0] == b"sync":
                 self.floor = len(self.effects)
             return
-        expected, effects = self.model.run(tokens)
-        if reply != expected:
+        if tokens[0] == b"_exec" and any(one[1].startswith(REFUSALS) for one in results(reply)):
+            for request, one in zip(inner(tokens), results(reply), strict=True):
+                self.answered(request, one, turn, now)
+            return
+        expected, records = self.model.run(tokens, turn)
+        if not agrees(expected, reply):
             raise Violation(f"{tokens} answered {reply}, not {expected}")
-        for effect in effects:
-            if effect[0] == b"set":
-                self.index[effect[1], effect[2]] = len(self.effects)
-            self.effects.append(effect)
+        for record in records:
+            for effect in record:
+                if effect[0] == b"set":
+                    self.index[effect[1], effect[2]] = len(self.effects)
+            self.effects.append(record)
             self.times.append(now)
         if self.policy == "always":
             self.floor = len(self.effects)
@@ -93,29 +121,25 @@ class History:
             other.name for other, _ in disk.files() if other.parent == path.parent and other.suffix == ".aof"
         )
 
-    def moment(self, pending: tuple[Tokens, ...], *, power_cut: bool) -> Moment:
+    def moment(self, pending: Pending, *, power_cut: bool) -> Moment:
         """Return what is known now, for a power cut or for the death of the process."""
         least = self.floor if power_cut else len(self.effects)
         return Moment(self.model.copy(), len(self.effects), self.floor, least, pending)
 
-    def check(self, moment: Moment, found: State) -> int:
-        """Raise Violation unless ``found`` may be found after a crash at ``moment``.
+    def check(self, moment: Moment, found: State, now: int) -> int:
+        """Raise Violation unless ``found`` may be found, at time ``now``, after a crash at ``moment``.
 
         Returns how many effects, of the answered and the pending ones, are in it: the most that fit.
         """
-        effects = self.effects[: moment.effects]
-        after = moment.model.copy()
-        for tokens in moment.pending:
-            effects += after.run(tokens)[1] if len(tokens) > 1 else []
+        effects = self._all(moment)
         state = Model()
-        fits = -1
-        for count in range(len(effects) + 1):
-            if count:
-                state.apply(effects[count - 1])
-            if state.data.keys() == found.keys() and state.state() == found:
+        fits = 0 if not found else -1
+        for count, record in enumerate(effects, 1):
+            state.apply(record)
+            if len(state.data) >= len(found) and state.state(now) == found:
                 fits = count
         if fits < 0:
-            raise Violation(f"not a prefix of {len(effects)} effects: {_difference(state.state(), found)}")
+            raise Violation(f"not a prefix of {len(effects)} effects: {_difference(state.state(now), found)}")
         if fits < moment.least:
             raise Violation(
                 f"{fits} effects of the {moment.least} that had to survive, {moment.effects} were answered"
@@ -126,13 +150,17 @@ class History:
                 raise Violation(f"everysec lost {moment.effects - fits} writes of {span:.2f} s")
         return fits
 
-    def resumed(self, moment: Moment, count: int, policy: str, floor: int) -> History:
-        """Return the history of the process that starts with ``count`` effects, as :meth:`check` found."""
+    def _all(self, moment: Moment) -> list[Record]:
+        """Return the effects that were answered by then, and those that were under way."""
         effects = self.effects[: moment.effects]
         after = moment.model.copy()
-        for tokens in moment.pending:
-            effects += after.run(tokens)[1] if len(tokens) > 1 else []
-        effects = effects[:count]
+        for tokens, turn in moment.pending:
+            effects += after.run(tokens, turn)[1] if len(tokens) > 1 else []
+        return effects
+
+    def resumed(self, moment: Moment, count: int, policy: str, floor: int) -> History:
+        """Return the history of the process that starts with ``count`` effects, as :meth:`check` found."""
+        effects = self._all(moment)[:count]
         model = Model(moment.model.capacity, moment.model.evict)
         for effect in effects:
             model.apply(effect)
@@ -178,12 +206,13 @@ def start(sim: Simulation, policy: str, capacity: int = 0, rewrite: int = 0) -> 
     return datadir, shard
 
 
-def stored(shard: Shard) -> State:
-    """Return all that a shard of these few keys holds. Raises Violation if it has others too."""
-    state = read_state(KEYS, shard.link().ask(reader(KEYS)))
+def stored(shard: Shard) -> tuple[State, int]:
+    """Return all that a shard of these few keys holds, and when. Raises Violation if it has others too."""
+    link = shard.link()
+    state = read_state(KEYS, link.ask(reader(KEYS)))
     if shard.keys() != len(state):
         raise Violation(f"{shard.keys()} keys, of which {len(state)} were ever written")
-    return state
+    return state, link.now
 
 
 class Session:
@@ -203,17 +232,17 @@ class Session:
     def note(self) -> None:
         """Take what has been answered."""
         history = self._history
-        for tokens, reply in self.writer.receive():
-            history.answered(tokens, reply, self._sim.schedule.now)
-        for tokens, reply in self.spy.receive():
+        for tokens, reply, turn in self.writer.receive():
+            history.answered(tokens, reply, turn, self._sim.schedule.now)
+        for tokens, reply, _turn in self.spy.receive():
             seen = history.index.get((tokens[1], reply[1]))
             if seen is not None and history.policy == "always":
                 history.floor = max(history.floor, seen + 1)  # what was seen has to stay
 
     @property
-    def pending(self) -> tuple[Tokens, ...]:
-        """The requests of the writer that have no answer."""
-        return tuple(self.writer.sent)
+    def pending(self) -> Pending:
+        """The requests of the writer that have been carried out and have no answer."""
+        return self.writer.pending()
 
     def wait(self) -> None:
         """Return when everything has been answered. Raises Stopped."""

@@ -23,6 +23,7 @@ from campaigns.sim import Stopped
 from imds import reshard as reshard_module
 from imds.commands import lookup
 from imds.datadir import DataDir
+from imds.protocol import encode_request, split_request
 from imds.reshard import ShardLogs
 from imds.shard import aof as aof_module
 from imds.shard import record, segment
@@ -189,6 +190,37 @@ def old_segments_go_before_the_manifest(patch: pytest.MonkeyPatch) -> None:
 def base_forgets_a_key(patch: pytest.MonkeyPatch) -> None:
     plain = rewrite_module.effects
     patch.setattr(rewrite_module, "effects", lambda entries: list(plain(entries))[1:])
+
+
+def base_forgets_deadlines(patch: pytest.MonkeyPatch) -> None:
+    plain = rewrite_module.effects
+    patch.setattr(
+        rewrite_module, "effects", lambda entries: [one for one in plain(entries) if b"pexpireat" not in one]
+    )
+
+
+def effects_of_a_command_are_several_records(patch: pytest.MonkeyPatch) -> None:
+    """A crash may leave a part of what one command did."""
+    store = _store(patch)
+    store._log = lambda self, frame: self.log.add(frame)  # type: ignore[method-assign]
+
+
+def deadlines_are_logged_as_times_to_live(patch: pytest.MonkeyPatch) -> None:
+    store = _store(patch)
+    plain = store._log
+
+    def log(self: UnifiedStore, frame: bytes) -> None:
+        if b"pexpireat" in frame:
+            tokens, _ = split_request(frame)
+            frame = encode_request((*tokens[:2], b"%d" % max(1, int(tokens[2]) - self.now)))
+        plain(self, frame)
+
+    store._log = log  # type: ignore[method-assign]
+
+
+def expiry_is_not_logged(patch: pytest.MonkeyPatch) -> None:
+    """What the next commands make of such a key cannot be replayed on what is still in the log."""
+    _store(patch)._expire = lambda self, key: self._drop(key)  # type: ignore[method-assign]
 
 
 class _Without(Storage):
@@ -461,6 +493,10 @@ PLANTED = (
     Planted(segment_switched_before_the_manifest, crashed("always"), 2),
     Planted(old_segments_go_before_the_manifest, crashed("always")),
     Planted(base_forgets_a_key, crashed("always"), 3),
+    Planted(base_forgets_deadlines, crashed("always")),
+    Planted(effects_of_a_command_are_several_records, crashed("no")),
+    Planted(deadlines_are_logged_as_times_to_live, crashed("always")),
+    Planted(expiry_is_not_logged, crashed("always")),
     Planted(failed_append_is_not_taken_back, failed("ENOSPC"), 50),
     Planted(failed_append_stays_in_memory, failed("ENOSPC"), 50),
     Planted(short_write_is_taken_for_all, failed("short"), 50),

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from campaigns.damage import open_all
 from campaigns.history import Violation
-from campaigns.model import Model, Requests, State, read_state, reader
+from campaigns.model import Model, State, agrees, read_state, reader
 from campaigns.reporting import Note, in_run
+from campaigns.requests import Requests
 from campaigns.sim import DIRECTORY, Simulation, Stopped, simulate
 from campaigns.simdisk import Fault, SimDisk
 from imds.datadir import DataDir, DataDirError
@@ -48,9 +49,10 @@ def make(rng: random.Random, shards: int) -> tuple[SimDisk, State]:
             links = [shard.link() for shard in sim.shards]
             for _ in range(30):
                 tokens = requests.draw()
-                (reply,) = links[datadir.slots.shard_of(tokens[1])].ask([tokens])
-                expected, _ = model.run(tokens)
-                assert reply == expected, (tokens, reply, expected)
+                link = links[datadir.slots.shard_of(tokens[1])]
+                (reply,) = link.ask([tokens])
+                expected, _ = model.run(tokens, link.now)
+                assert agrees(expected, reply), (tokens, reply, expected)
             if rng.random() < 0.7:
                 for shard in sim.shards:
                     shard.stop()

@@ -38,9 +38,9 @@ class Task:
 class Schedule:
     """Who runs, and what time it is, in seconds."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, now: float) -> None:
         self.rng = rng
-        self.now = 1000.0
+        self.now = now
         self.tick: Callable[[], None] = lambda: None  # called before the clock moves
         self.stopped = False  # every thread but the first unwinds, by SimCrash
         self.main = Task("main")

@@ -42,7 +42,7 @@ from imds.config import Config
 from imds.control import Channel, Message
 from imds.datadir import DataDir
 from imds.envelope import REPLY, seal
-from imds.protocol import decode_response, encode_request
+from imds.protocol import OK, decode_response, encode_request, encode_response
 from imds.rewrites import Rewrites
 
 DIRECTORY = Path("/data")
@@ -96,6 +96,7 @@ def _replacements(sim: Simulation) -> dict[int, Any]:
         "monotonic": lambda: schedule.now,
         "perf_counter": lambda: schedule.now,
         "time": lambda: 1e9 + schedule.now,
+        "time_ns": lambda: 1_000 * round(1e6 * (1e9 + schedule.now)),
         "sleep": schedule.sleep,
     }
     by_id: dict[int, Any] = {
@@ -141,8 +142,9 @@ class Simulation:
     def __init__(self, disk: SimDisk, rng: random.Random) -> None:
         self.disk = disk
         self.rng = rng
-        self.schedule = Schedule(rng)
+        self.schedule = Schedule(rng, disk.clock())
         self.shards: list[Shard] = []
+        self.turns: dict[bytes, int] = {}  # envelope: the shard's clock when it was carried out, in ms
         self.doomed: set[Task | None] = set()  # killed at their next operation on the disk
         self.rewriter_deaths = 0.0  # how probable it is that a rewriter is killed at an operation
 
@@ -150,6 +152,10 @@ class Simulation:
         """Start the process of a shard; it has not loaded yet."""
         self.shards.append(Shard(self, config, index, datadir))
         return self.shards[-1]
+
+    def clock(self) -> int:
+        """Return the time that deadlines are told by, in milliseconds since 1970."""
+        return round(1e6 * (1e9 + self.schedule.now)) // 1000
 
     def close(self) -> None:
         """End every thread where it is."""
@@ -176,19 +182,36 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
         if task in sim.doomed or (task.name == "rewriter" and rng.random() < sim.rewriter_deaths):
             raise SimCrash(f"{task.name} was killed")
 
-    before, during = disk.before, disk.during
+    before, during, disk.clock = disk.before, disk.during, lambda: sim.schedule.now
+    plain = worker.UnifiedStore
     disk.before, disk.during = _then(before, pause), _then(during, pause)
     try:
         for names, name, value in sites:
             names[name] = by_id[id(value)]
+        worker.UnifiedStore = _with_clock(plain, sim.turns)  # type: ignore[misc, assignment]
         yield sim
     finally:
         try:
             sim.close()
         finally:
             disk.before, disk.during = before, during
+            worker.UnifiedStore = plain  # type: ignore[misc]
             for names, name, value in sites:
                 names[name] = value
+
+
+def _with_clock(store_class: Callable[..., Any], turns: dict[bytes, int]) -> Callable[..., Any]:
+    """Return what makes such a store, with one hook more: it notes the time that the store goes by."""
+
+    def make(log: Any, *, hooks: dict[str, Callable[[list[bytes]], bytes]], **options: Any) -> Any:
+        def note(arguments: list[bytes]) -> bytes:
+            turns[arguments[0]] = store.now
+            return encode_response(OK, b"")
+
+        store = store_class(log, hooks={**hooks, "_clock": note}, **options)
+        return store
+
+    return make
 
 
 def _then(
@@ -202,7 +225,10 @@ def _then(
 
 
 class Link:
-    """A router's end of the stream to a shard: requests go out in envelopes, replies come back in order."""
+    """A router's end of the stream to a shard: requests go out in envelopes, replies come back in order.
+
+    The first request of each envelope has the time noted at which the shard carries it out.
+    """
 
     def __init__(self, shard: Shard) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -210,27 +236,30 @@ class Link:
         with theirs:
             shard.channel.send("link", (theirs.fileno(),), router=len(shard._links))
         self.sock = ours
-        self.sent: deque[Tokens] = deque()  # what has no reply yet
+        self.sent: deque[tuple[Tokens, bytes]] = deque()  # what has no reply yet, and its envelope
+        self.now = 0  # the shard's clock when it carried out what was asked last, in ms
         self._shard = shard
+        self._name = b"%d/%d:" % (len(shard._sim.shards), len(shard._links))
         self._tickets: deque[tuple[int, int]] = deque()
         self._ticket = 0
         self._inbox = bytearray()
 
     def send(self, requests: Sequence[Tokens]) -> None:
         """Send one envelope. Raises Stopped where the shard has ended: then nothing was sent."""
-        frames = b"".join(encode_request(tokens) for tokens in requests)
-        data = seal(self._ticket, len(requests), frames)
+        name = self._name + b"%d" % self._ticket
+        frames = b"".join(encode_request(tokens) for tokens in [(b"_clock", name), *requests])
+        data = seal(self._ticket, len(requests) + 1, frames)
         try:
             took = self.sock.send(data)
         except (BrokenPipeError, ConnectionResetError):
             self._shard.wait(lambda: False)
         assert took == len(data), "the simulated link is full"
-        self._tickets.append((self._ticket, len(requests)))
+        self._tickets.append((self._ticket, len(requests) + 1))
         self._ticket += 1
-        self.sent.extend(requests)
+        self.sent.extend((tokens, name) for tokens in requests)
 
-    def receive(self) -> list[tuple[Tokens, Reply]]:
-        """Return the requests that have been answered since the last call, with the replies."""
+    def receive(self) -> list[tuple[Tokens, Reply, int]]:
+        """Return the requests that have been answered since the last call, with replies and times."""
         try:
             while data := self.sock.recv(1 << 18):
                 self._inbox += data
@@ -243,11 +272,14 @@ class Link:
                 break
             assert (ticket, count) == self._tickets.popleft(), "the reply belongs to another envelope"
             position = REPLY.size
-            for _ in range(count):
+            for number in range(count):
                 decoded = decode_response(self._inbox, position)
                 assert decoded is not None
                 status, payload, position = decoded
-                found.append((self.sent.popleft(), (status, bytes(payload))))
+                if number:
+                    tokens, name = self.sent.popleft()
+                    self.now = self._shard._sim.turns.get(name, 0)
+                    found.append((tokens, (status, bytes(payload)), self.now))
             assert position == 4 + length
             del self._inbox[:position]
         return found
@@ -262,9 +294,14 @@ class Link:
             got: list[Reply] = []
             while len(got) < len(part):
                 self._shard.wait(lambda: self._readable())
-                got += [reply for _, reply in self.receive()]
+                got += [reply for _, reply, _ in self.receive()]
             replies += got
         return replies
+
+    def pending(self) -> tuple[tuple[Tokens, int], ...]:
+        """Return what has been carried out, or is being, and has no reply yet; with the shard's time."""
+        turns = self._shard._sim.turns
+        return tuple((tokens, turns[name]) for tokens, name in self.sent if name in turns)
 
     def _readable(self) -> bool:
         try:

@@ -181,6 +181,7 @@ class SimDisk(Storage):
         self.during: Callable[[str, Path], None] = lambda name, path: None
         self.done: Callable[[str, Path], None] = lambda name, path: None
         self.short: int | None = None  # bytes that the next write takes at most
+        self.clock: Callable[[], float] = lambda: 1000.0  # what time it is: copies begin at this time
         self._open: dict[int, _Open] = {}
         self._next = 1000
 
@@ -216,6 +217,8 @@ class SimDisk(Storage):
         """Return a copy; with ``wanted`` the names as promised and these changes, else all as it is now."""
         found = SimDisk()
         found.litter = self.litter[-64:]
+        time = self.clock()
+        found.clock = lambda: time
         copies: dict[File | Directory, File | Directory] = {}
 
         def copied(node: File | Directory) -> File | Directory:

@@ -91,7 +91,7 @@ class Requests:
     def moment(self) -> bytes:
         kind = self.dice.random()
         if kind < 0.1:
-            return self.dice.choice(EDGES)
+            return self.dice.choice([*EDGES, b"0"])
         return b"%d" % (self.now - 100 if kind < 0.2 else self.now + FAR + self.dice.randrange(1000) * 1000)
 
     def expiry(self, keep: bytes) -> list[bytes]:

@@ -206,6 +206,18 @@ def test_hooks_answer_for_the_process(variant):
     assert shard.store.ops == 5
 
 
+def test_a_deadline_of_zero_is_past_and_not_none(variant):
+    shard = Shard(variant)
+    shard.store.now = 1000
+    for command in (b"expireat", b"pexpireat"):
+        shard(b"set", b"k", b"v")
+        assert shard(command, b"k", b"0") == (0, b"1")
+        assert shard(b"exists", b"k") == (0, b"0")
+    shard(b"set", b"k", b"v")
+    assert shard(b"pexpire", b"k", b"-1000") == (0, b"1")
+    assert shard(b"exists", b"k") == (0, b"0")
+
+
 def test_a_hook_that_fails_raises_and_the_batch_can_be_undone(variant):
     def stats(_arguments):
         raise RuntimeError("hook")
