@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from imds import __version__, logtools
+from imds import __version__, logtools, rebuild
 from imds.client import Client, ImdsError
 from imds.datadir import DEFAULT_DIR, DataDirError
 from imds.hashslots import MAX_SHARDS
@@ -40,6 +40,13 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _repair(args: argparse.Namespace) -> int:
+    if wrong := rebuild.problem(args.dir):
+        print(wrong)
+        rebuild.rebuild(
+            args.dir, generation=args.generation, prefix=args.prefix, dry_run=args.dry_run, say=print
+        )
+        if args.dry_run:
+            return FAILED
     healthy = logtools.repair(args.dir, args.shard, prefix=args.prefix, dry_run=args.dry_run, say=print)
     return DONE if healthy else FAILED
 
@@ -142,12 +149,19 @@ def _parser() -> argparse.ArgumentParser:
         "First copies all files of the shard to DIR/repaired. Then it writes what can be read, before and "
         "after the damage, to new files. That may be a state which never was: with --prefix only what is "
         "before the first damage is kept, which was the state at an earlier moment. Whole logs are left "
-        "alone.",
+        "alone. Where the directory's own manifest is missing or wrong, it is made anew of the logs: with "
+        "its old seed if that can still be read and proves right, otherwise with a new one, which moves all "
+        "keys.",
         "0 nothing is damaged now, 1 something is, 2 usage",
     )
     _add_dir(one)
     one.add_argument("--prefix", action="store_true", help="keep only what is before the first damage")
     one.add_argument("--dry-run", action="store_true", help="say what would be kept, and change nothing")
+    one.add_argument(
+        "--generation",
+        type=_number(1, 999_999_999),
+        help="the one that is the data, where the directory's manifest is lost and several are there",
+    )
     one = add(
         "stat",
         _stat,

@@ -123,7 +123,7 @@ class DataDir:
         with suppress(FileExistsError):
             storage.mkdir(path)
         _survey(path, storage)  # before the first thing is changed: is this ours at all?
-        lock_fd = _lock(path, storage, lock_wait)
+        lock_fd = lock_directory(path, storage, lock_wait)
         try:
             mode = storage.mode(path)
             if mode & 0o077:
@@ -243,7 +243,7 @@ class DataDir:
         names = self.storage.listdir(self.path)
         if NEW_MANIFEST in names:
             self.storage.unlink(self.path / NEW_MANIFEST)
-        others = [one for name in names if (one := _generation_of(name)) and one != self.generation]
+        others = [one for name in names if (one := generation_of(name)) and one != self.generation]
         for generation in others:
             name = generation_name(generation)
             log.warning("%s: removing %s, which the manifest does not name", self.path, name)
@@ -254,9 +254,9 @@ def _survey(path: Path, storage: Storage) -> tuple[int, SlotMap] | None:
     """Return what the manifest says, or None where a data directory may be made. Changes nothing."""
     names = storage.listdir(path)
     if MANIFEST in names:
-        return _read_manifest(path / MANIFEST, storage)
+        return read_manifest(path / MANIFEST, storage)
     for name in names:
-        if _generation_of(name):
+        if generation_of(name):
             _refuse_data(path / name, storage)
         elif name not in _NO_CONTENT:
             raise DataDirError(
@@ -275,14 +275,14 @@ def _refuse_data(top: Path, storage: Storage) -> None:
                 raise DataDirError(f"{top} holds data, but {top.parent} no {MANIFEST}: it cannot be read")
 
 
-def _generation_of(name: str) -> int:
+def generation_of(name: str) -> int:
     """Return the generation whose directory is called ``name``, or 0 if that is no such name."""
     found = _GENERATION.fullmatch(name)
     generation = int(found[1]) if found else 0
     return generation if name == generation_name(generation) else 0
 
 
-def _read_manifest(path: Path, storage: Storage) -> tuple[int, SlotMap]:
+def read_manifest(path: Path, storage: Storage) -> tuple[int, SlotMap]:
     """Return generation and slot map. Raises DataDirError for anything that this version cannot follow."""
     fd = storage.open(path, os.O_RDONLY)
     try:
@@ -321,8 +321,11 @@ def _number(fields: Any, name: str, path: Path, least: int = 1) -> int:
     return value
 
 
-def _lock(path: Path, storage: Storage, wait: float) -> int:
-    """Take the directory's lock and write our pid into it; return its descriptor."""
+def lock_directory(path: Path, storage: Storage, wait: float) -> int:
+    """Take the directory's lock and write our pid into it; return its descriptor.
+
+    Raises DataDirError if a server has it, after ``wait`` seconds if that is dying, OSError.
+    """
     fd = storage.open(path / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         until = time.monotonic() + wait

@@ -37,7 +37,8 @@ REPAIRED = "repaired"  # the directory for copies of what was repaired, in the d
 def opened(directory: Path, storage: Storage | None = None) -> Iterator[DataDir]:
     """Open a data directory that exists; without ``storage`` nothing is changed. Raises DataDirError."""
     if not (directory / MANIFEST).is_file():
-        raise DataDirError(f"{directory} is no data directory: it has no {MANIFEST}")
+        hint = "; its logs are there: see imds-aof repair" if any(directory.glob("gen-*")) else ""
+        raise DataDirError(f"{directory} is no data directory: it has no {MANIFEST}{hint}")
     logger = logging.getLogger("imds.datadir")
     with quiet(logger), DataDir.open(directory, storage=storage or UntouchedStorage()) as datadir:
         yield datadir
@@ -243,25 +244,37 @@ def repair(
                 say(f"shard {found.shard}: would keep {kept}")
                 healthy = False
                 continue
-            copy = _copy_shard(datadir, found.shard)
+            copy = copy_shard(datadir, found.shard)
             say(f"shard {found.shard}: its files are copied to {copy}")
             _write_anew(datadir, found.shard, store, report)
             say(f"shard {found.shard}: repaired, {kept}")
     return healthy
 
 
-def _copy_shard(datadir: DataDir, shard: int) -> Path:
-    """Copy all files of a shard, synced; return where to."""
-    storage, source = datadir.storage, datadir.shard_dir(shard)
-    top = datadir.path / REPAIRED
+def _aside(datadir: DataDir, name: str) -> Path:
+    """Return a new name for a copy."""
+    storage, top = datadir.storage, datadir.path / REPAIRED
     if REPAIRED not in storage.listdir(datadir.path):
         storage.mkdir(top)
         storage.fsync_dir(datadir.path)
     number = 1
-    name = f"{source.parent.name}-{shard_name(shard)}"
     while f"{name}.{number}" in storage.listdir(top):
         number += 1
-    target = top / f"{name}.{number}"
+    return top / f"{name}.{number}"
+
+
+def copy_aside(datadir: DataDir, path: Path) -> Path:
+    """Copy one file, synced; return where to."""
+    storage, target = datadir.storage, _aside(datadir, path.name)
+    copy_file(storage, path, target, storage.size(path), lambda size: None)
+    storage.fsync_dir(target.parent)
+    return target
+
+
+def copy_shard(datadir: DataDir, shard: int) -> Path:
+    """Copy all files of a shard, synced; return where to."""
+    storage, source = datadir.storage, datadir.shard_dir(shard)
+    target = _aside(datadir, f"{source.parent.name}-{shard_name(shard)}")
     storage.mkdir(target)
     files = [(path, storage.size(path)) for path in map(source.joinpath, storage.listdir(source))]
     with Progress(f"copying shard {shard}", sum(size for _, size in files)) as progress:
@@ -271,7 +284,7 @@ def _copy_shard(datadir: DataDir, shard: int) -> Path:
                 progress.advance,
             )
     storage.fsync_dir(target)
-    storage.fsync_dir(top)
+    storage.fsync_dir(target.parent)
     return target
 
 

@@ -4,12 +4,13 @@ import json
 import random
 import shutil
 from itertools import islice
+from pathlib import Path
 
 import pytest
-from failing_storage import FastStorage
+from failing_storage import Crash, FailingStorage, FastStorage
 from test_reshard import Model, contents, fill, random_effects
 
-from imds import aof_tool, logtools
+from imds import aof_tool, logtools, rebuild
 from imds.aof_tool import DONE, FAILED, PARTLY, main
 from imds.datadir import DataDir
 from imds.protocol import encode_request, split_request
@@ -26,6 +27,7 @@ FAST = FastStorage()
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     monkeypatch.setattr(logtools, "Storage", FastStorage)
+    monkeypatch.setattr(rebuild, "Storage", FastStorage)
 
 
 @pytest.fixture
@@ -328,6 +330,125 @@ def test_killed_in_a_repair_the_log_is_the_old_or_the_new(made, monkeypatch):
         shutil.rmtree(path)
     else:
         pytest.fail("a repair takes more operations than were tried")
+    assert at > 15
+
+
+# -- the directory's own manifest ------------------------------------------------------------------------
+
+
+def lose(path, what):
+    """Damage the manifest of a directory; return what is left of it."""
+    manifest = path / MANIFEST
+    text = manifest.read_bytes()
+    if what == "missing":
+        manifest.unlink()
+        return None
+    if what == "garbage":
+        text = b"\xff" * len(text)
+    elif what == "seed":
+        at = text.index(b'"seed": ') + 8
+        text = text[:at] + (b"1" if text[at : at + 1] != b"1" else b"2") + text[at + 1 :]
+    else:
+        text = text.replace(b'"generation": 1', b'"generation": 7')
+    manifest.write_bytes(text)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("what", "seed_is_kept"), [("missing", False), ("garbage", False), ("seed", False), ("number", True)]
+)
+def test_the_manifest_of_the_directory_is_made_anew(made, what, seed_is_kept, capsys):
+    whole, shards, _ = contents(copy_of(made))
+    with DataDir.open(made) as datadir:
+        seed = datadir.slots.seed
+    logs = {path: data for path, data in everything(made).items() if path.parts[0] == "gen-000001"}
+    left = lose(made, what)
+    assert main(["check", "--dir", str(made)]) == FAILED
+    before = everything(made)
+    assert main(["repair", "--dir", str(made), "--dry-run"]) == FAILED
+    assert everything(made) == before
+    assert main(["repair", "--dir", str(made)]) == DONE
+    after = everything(made)
+    copied = {path.name: data for path, data in after.items() if path.parts[0] == "repaired"}
+    assert left in (None, copied.get("manifest.json.1"))
+    if seed_is_kept:
+        assert {path: after[path] for path in logs} == logs
+    else:
+        for path, data in logs.items():
+            if data is not None:
+                assert after[Path("repaired", f"gen-000001-{path.parts[1]}.1", path.name)] == data
+    with DataDir.open(made) as datadir:
+        assert (datadir.slots.seed == seed) is seed_is_kept
+    assert contents(made)[:2] == (whole, shards)
+    assert main(["check", "--dir", str(made)]) == DONE
+
+
+def test_a_manifest_of_a_newer_version_is_not_damaged(made, capsys):
+    manifest = made / MANIFEST
+    manifest.write_bytes(manifest.read_bytes().replace(b'"format": 1', b'"format": 2'))
+    before = everything(made)
+    assert main(["repair", "--dir", str(made)]) == FAILED
+    assert "reads formats up to 1" in capsys.readouterr().err
+    assert everything(made) == before
+
+
+def test_of_several_generations_only_a_person_can_say_which_counts(made, capsys):
+    whole, _, _ = contents(copy_of(made))
+    with DataDir.open(made) as datadir:
+        datadir.make_generation(2, 3)
+    lose(made, "missing")
+    before = everything(made)
+    assert main(["repair", "--dir", str(made)]) == FAILED
+    told = capsys.readouterr()
+    assert "name one with --generation" in told.err
+    assert "generation 2, shard 2: 0 keys" in told.out
+    assert everything(made) == before
+    assert main(["repair", "--dir", str(made), "--generation", "3"]) == FAILED
+    assert main(["repair", "--dir", str(made), "--generation", "1"]) == DONE
+    assert contents(made)[0] == whole
+
+
+def test_with_a_shard_missing_no_manifest_is_made(made, capsys):
+    lose(made, "missing")
+    shutil.rmtree(log(made, 0))
+    assert main(["repair", "--dir", str(made)]) == FAILED
+    assert "a shard is missing" in capsys.readouterr().err
+
+
+def test_damaged_logs_and_no_manifest(made, capsys):
+    """What can be read of the logs is kept, and what cannot is said."""
+    whole, _, _ = contents(copy_of(made))
+    lose(made, "garbage")
+    at, _, _ = places(segment(made))[-1]
+    flip(segment(made), at + HEADER.size + 3)
+    assert main(["repair", "--dir", str(made)]) == DONE
+    assert "cannot be read" in capsys.readouterr().out
+    found, _, _ = contents(made)
+    assert sum(found.get(key) != value for key, value in whole.items()) <= 1
+
+
+def test_killed_while_a_manifest_is_made_anew(made, monkeypatch):
+    """Every time the data is all there, or can be had by the old generation's number."""
+    whole, _, _ = contents(copy_of(made))
+    lose(made, "missing")
+    for at in range(1, 300, 7):
+        path = made.parent / f"at{at}"
+        shutil.copytree(made, path)
+        storage = FailingStorage(at)
+        monkeypatch.setattr(rebuild, "Storage", lambda storage=storage: storage)
+        try:
+            ended = main(["repair", "--dir", str(path)]) == DONE
+        except Crash:
+            ended = False
+        storage.release()
+        monkeypatch.setattr(rebuild, "Storage", FastStorage)
+        assert main(["repair", "--dir", str(path), "--generation", "1"]) == DONE
+        assert contents(path)[0] == whole
+        if ended:
+            break
+        shutil.rmtree(path)
+    else:
+        pytest.fail("it takes more operations than were tried")
     assert at > 15
 
 
