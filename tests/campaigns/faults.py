@@ -131,8 +131,9 @@ class Run:
             session = Session(sim, shard, history)
             before = len(history.effects)
             try:
-                for _ in range(6):
-                    session.writer.send([self.requests.draw() for _ in range(self.rng.choice((1, 2, 5)))])
+                for number in range(6):
+                    batch = [self.requests.draw() for _ in range(self.rng.choice((1, 2, 5)))]
+                    session.writer.send([self.requests.transaction(), *batch] if number == 2 else batch)
                     session.wait()
                     sim.schedule.sleep(self.rng.choice((0.0, 0.5, 1.5)))
                 self.fault.off = True

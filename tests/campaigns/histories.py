@@ -1,7 +1,7 @@
 """Campaign ``histories``: what clients see of a server that is killed meanwhile is linearizable, key by key.
 
-Eight clients get, set and delete twenty keys that they share, while a process of the server is killed. Each
-call and return is noted with its time. A request that surely was not done is left out; a write of which
+Eight clients get, set and delete twenty keys that they share, one or two at a time, while a process of the
+server is killed. Each call and return is noted with its time. A request that surely was not done is left out; a write of which
 nobody knows may have happened at any time after its call, for ever.
 """
 
@@ -63,18 +63,26 @@ class Recorder(threading.Thread):
         finally:
             self._client.close()
 
+    def _key(self) -> bytes:
+        return self._prefix + b"%d" % min(self._rng.randrange(KEYS), self._rng.randrange(KEYS))  # some more
+
     def _step(self, count: int) -> None:
-        rng = self._rng
-        key = self._prefix + b"%d" % min(rng.randrange(KEYS), rng.randrange(KEYS))  # some more than others
+        rng, keys = self._rng, [self._key()]
         kind = rng.random()
         write, value = kind < 0.55, None
-        if kind < 0.45:
+        if kind < 0.38:
             value = b"%d.%d" % (self._number, count)
-            tokens: tuple[bytes, ...] = (b"set", key, value)
-        elif write:
-            tokens = (b"del", key)
+            tokens: tuple[bytes, ...] = (b"set", *keys, value)
+        elif kind < 0.45 or kind > 0.9:  # of two keys, each for itself: it is not atomic
+            keys = list({*keys, self._key()})
+            value = b"%d.%d" % (self._number, count) if write else None
+            tokens = (
+                (b"mset", *(word for key in keys for word in (key, value or b"")))
+                if write
+                else (b"mget", *keys)
+            )
         else:
-            tokens = (b"get", key)
+            tokens = (b"del" if write else b"get", *keys)
         start = time.monotonic()
         try:
             reply = self._client.execute(*tokens)
@@ -84,19 +92,24 @@ class Recorder(threading.Thread):
         else:
             code = reply.payload.partition(b" ")[0].decode(errors="replace") if reply.status == 2 else ""
         end = time.monotonic()
-        if code in NOT_DONE:
+        if code in NOT_DONE and (len(keys) == 1 or not write):
             self.refused += 1
-        elif code == "UNKNOWN":
+        elif code == "UNKNOWN" or code in NOT_DONE:
             if write:
                 self.unknown += 1
-                self._note(key, start, NEVER, value, write=True)
+                for key in keys:
+                    self._note(key, start, NEVER, value, write=True)
         elif code:
             raise Violation(f"{tokens} answered {reply}")
+        elif tokens[0] == b"mget":
+            for key, found in zip(keys, reply.items(), strict=True):
+                self._note(key, start, end, found, write=False)
         else:
             if not write and reply.status == 0:
                 value = reply.payload
-            # That there was nothing to delete is a read of nothing, and says more than the write of it.
-            self._note(key, start, end, value, write=write and reply.status == 0)
+            for key in keys:
+                # That there was nothing to delete is a read of nothing, and says more than the write of it.
+                self._note(key, start, end, value, write=write and reply.status == 0)
 
     def _note(self, key: bytes, start: float, end: float, value: bytes | None, *, write: bool) -> None:
         self.operations.append((key, Operation(self._number, start, end, write, value)))
