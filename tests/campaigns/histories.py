@@ -1,8 +1,8 @@
 """Campaign ``histories``: what clients see of a server that is killed meanwhile is linearizable, key by key.
 
 Eight clients get, set and delete twenty keys that they share, one or two at a time, while a process of the
-server is killed. Each call and return is noted with its time. A request that surely was not done is left out; a write of which
-nobody knows may have happened at any time after its call, for ever.
+server is killed. Each call and return is noted with its time. A request that surely was not done is left out;
+a write of which nobody knows may have happened at any time after its call, for ever.
 """
 
 from __future__ import annotations

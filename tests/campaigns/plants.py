@@ -32,7 +32,7 @@ from imds.shard import rewriter as rewriter_module
 from imds.shard import worker as worker_module
 from imds.shard.aof import Aof
 from imds.shard.record import RecordEncoder
-from imds.shard.store import UnifiedStore
+from imds.shard.store import HOT, UnifiedStore
 from imds.shard.worker import Worker
 from imds.storage import Storage
 
@@ -423,7 +423,7 @@ def effects_are_logged_as_spelled(patch: pytest.MonkeyPatch) -> None:
 def _as_it_came(self: UnifiedStore, frame: bytes, tokens: list[bytes]) -> bytes:
     command = lookup(tokens[0]) if tokens else None
     _, method, _ = self._fast[command.name.encode()] if command and command.write else (None, None, None)
-    if command is None or method is None or not command.arity_ok(len(tokens)):
+    if command is None or method is None or len(tokens) != HOT[command.name]:
         return UnifiedStore._answer(self, frame, tokens)
     return method(frame, *tokens[1:])
 
