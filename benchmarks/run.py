@@ -3,18 +3,18 @@
 
 Run by hand, on a machine that does nothing else::
 
-    .venv/bin/python benchmarks/run.py                         the goals, about 40 minutes
-    .venv/bin/python benchmarks/run.py --groups goals,growth   these groups
-    .venv/bin/python benchmarks/run.py --quick                 every line of this code, in a few minutes
+    .venv/bin/python benchmarks/run.py                     all groups, about an hour
+    .venv/bin/python benchmarks/run.py strings memory      these groups; the results of the others stay
+    .venv/bin/python benchmarks/run.py --quick             every line of this code, in a few minutes
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,15 +25,11 @@ from types import FrameType
 
 import psutil
 from generator import Benchmark, Kvload
-from groups import GROUPS, Setup, say
+from groups import GROUPS
+from measure import Setup, say
 from peers import ROOT, PeerError, program
-from table import Section, document, markdown
-
-TEXT = (
-    "Written by `benchmarks/run.py`; the figure of every round is in `results.json`. Each figure is the "
-    "median over the rounds, each ratio that of two medians. The load generator, all servers and all their "
-    "processes share this one machine."
-)
+from plots import draw
+from results import Group, Results
 
 
 def _output(*command: str) -> str:
@@ -57,7 +53,13 @@ def _filesystem(directory: Path) -> str:
     return max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else "unknown"
 
 
-def facts(options: argparse.Namespace, setup: Setup) -> dict[str, str]:
+def _command(group: str) -> list[str]:
+    """Return the command line that measures ``group`` alone in the same way."""
+    options = [word for word in sys.argv[1:] if word not in GROUPS]
+    return ["benchmarks/run.py", group, *options]
+
+
+def facts(setup: Setup) -> dict[str, str]:
     """Return what a reader must know to judge the figures, and to repeat them."""
     variant = {"IMDS_DISABLE_KERNEL": "1"} if setup.python else {"IMDS_REQUIRE_KERNEL": "1"}
     version = subprocess.run(
@@ -82,7 +84,7 @@ def facts(options: argparse.Namespace, setup: Setup) -> dict[str, str]:
         "twemproxy": f"{_output(program('nutcracker'), '--version').splitlines()[0]}, with four redis",
         "load generator": setup.generator.name,
         "rounds": f"{setup.rounds}, interleaved, {setup.seconds:g} s each",
-        "command": f"`{shlex.join([Path(sys.executable).name, *sys.argv])}`",
+        "command": f"`{shlex.join([Path(sys.executable).name, *_command(setup.group)])}`",
     }
 
 
@@ -93,30 +95,18 @@ def _positive(text: str) -> float:
     return value
 
 
-def _groups(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in GROUPS:
-            raise argparse.ArgumentTypeError(f"no group {name!r}, there are: {', '.join(GROUPS)}")
-    return names
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(
         description="Measure imds beside redis and twemproxy.", allow_abbrev=False
     )
     add = result.add_argument
-    add("--groups", type=_groups, default=None, help=f"default goals; there are: {', '.join(GROUPS)}")
+    add("groups", nargs="*", metavar="GROUP", help=f"default all; there are: {', '.join(GROUPS)}")
     add("--rounds", type=int, default=5, metavar="N", help="interleaved runs of each row, default 5")
-    add("--seconds", type=_positive, default=5.0, metavar="S", help="length of a run, default 5")
+    add("--seconds", type=_positive, default=3.0, metavar="S", help="length of a run, default 3")
     add("--kvload", metavar="PATH", help="use this C load generator where it can do the job")
-    add("--python", action="store_true", help="measure the Python twins in all groups")
-    add(
-        "--quick",
-        action="store_true",
-        help="all groups, once, tiny: does it work at all? The figures say nothing",
-    )
+    add("--python", action="store_true", help="measure the Python twins in these groups")
+    add("--quick", action="store_true", help="once, and tiny: does it work at all? The figures say nothing")
     add("--dir", type=Path, default=None, help="where the servers' files go, default a temporary directory")
     add(
         "--out",
@@ -128,29 +118,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(options: argparse.Namespace, directory: Path) -> int:
-    """Run the groups and write the results after each of their sections."""
+    """Run the groups and write the results after each of them."""
     tool = Benchmark(500) if options.quick else Benchmark()
-    setup = Setup(
-        directory,
-        Kvload(options.kvload) if options.kvload else tool,
-        tool,
-        1 if options.quick else options.rounds,
-        0.2 if options.quick else options.seconds,
-        1000 if options.quick else 1,
-        options.python or options.groups == ["python"],
-    )
-    known = facts(options, setup)
-    out = options.out or (directory if options.quick else Path(__file__).parent)
-    out.mkdir(parents=True, exist_ok=True)
-    sections: list[Section] = []
-    for group in options.groups or (list(GROUPS) if options.quick else ["goals"]):
-        say(f"group {group}")
-        for section in GROUPS[group](setup):
-            sections.append(section)
-            (out / "RESULTS.md").write_text(markdown(known, TEXT, sections))
-            (out / "results.json").write_text(json.dumps(document(known, sections), indent=1) + "\n")
+    results = Results(options.out or (directory if options.quick else Path(__file__).parent), list(GROUPS))
+    for name in options.groups or GROUPS:
+        setup = Setup(
+            name,
+            directory / name,
+            Kvload(options.kvload) if options.kvload else tool,
+            tool,
+            1 if options.quick else options.rounds,
+            0.2 if options.quick else options.seconds,
+            1000 if options.quick else 1,
+            options.python or name == "python",
+        )
+        say(f"group {name}")
+        setup.directory.mkdir()
+        known = facts(setup)
+        results.put(name, Group(known, list(GROUPS[name](setup))))
+        results.write(draw)
+        shutil.rmtree(setup.directory)  # a group's logs are large
     if options.quick:
-        print((out / "RESULTS.md").read_text())
+        print((results.directory / "RESULTS.md").read_text())
     return 0
 
 
@@ -160,16 +149,19 @@ def _end(signum: int, _frame: FrameType | None) -> None:
 
 def main() -> int:
     """Run from the command line; return the exit code."""
-    options = parser().parse_args()
+    options_parser = parser()
+    options = options_parser.parse_args()
+    if unknown := [name for name in options.groups if name not in GROUPS]:
+        options_parser.error(f"no group {unknown[0]!r}, there are: {', '.join(GROUPS)}")
     signal.signal(signal.SIGTERM, _end)
     try:
         with tempfile.TemporaryDirectory(prefix="imds-", dir=options.dir) as directory:
             return measure(options, Path(directory))
-    except PeerError as error:
+    except (PeerError, ValueError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("run.py: interrupted; finished sections have been written", file=sys.stderr)
+        print("run.py: interrupted; finished groups have been written", file=sys.stderr)
         return 130
 
 

@@ -1,11 +1,10 @@
-"""Rows of figures, and RESULTS.md made of them."""
+"""Rows of figures, and their tables in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 
 @dataclass(slots=True)
@@ -13,7 +12,8 @@ class Row:
     """One measured thing. ``runs`` holds each server's figures, one for each round.
 
     ``goals`` is peer: ratio. With ``better`` "more" the ratio imds / peer must reach it, with "less" it
-    must not exceed it.
+    must not exceed it. ``limit`` is the same for the figure of imds itself. A row that is a point of a
+    curve says which (``curve``) and where (``x``).
     """
 
     name: str
@@ -21,6 +21,9 @@ class Row:
     better: str = "more"
     goals: dict[str, float] = field(default_factory=dict)
     runs: dict[str, list[float]] = field(default_factory=dict)
+    limit: float | None = None
+    curve: str = ""
+    x: float = 0.0
 
     def add(self, server: str, figure: float) -> None:
         """Append the figure of one round."""
@@ -37,22 +40,34 @@ class Row:
 
     def met(self, server: str, to: str) -> bool | None:
         """Return whether the goal beside ``to`` is met, None where there is none."""
-        goal = self.goals.get(to)
-        if goal is None:
-            return None
-        ratio = self.ratio(server, to)
-        return ratio >= goal if self.better == "more" else ratio <= goal
+        return None if to not in self.goals else self._reaches(self.ratio(server, to), self.goals[to])
+
+    def within(self, server: str) -> bool | None:
+        """Return whether the figure of ``server`` keeps the limit, None where there is none."""
+        return None if self.limit is None else self._reaches(self.median(server), self.limit)
+
+    def verdicts(self, server: str) -> list[bool]:
+        """Return for each goal, and the limit, whether ``server`` meets it."""
+        all_of_them = [self.within(server), *(self.met(server, peer) for peer in self.goals)]
+        return [verdict for verdict in all_of_them if verdict is not None]
+
+    def _reaches(self, figure: float, goal: float) -> bool:
+        return figure >= goal if self.better == "more" else figure <= goal
 
 
 @dataclass(slots=True)
 class Section:
-    """A table with a heading. ``server`` is the one that is compared, to each of ``peers``."""
+    """A table with a heading. ``server`` is the one that is compared, to each of ``peers``.
+
+    ``axis`` says what the x of the rows' curves is; with one, the section is drawn, too.
+    """
 
     title: str
     text: str
     server: str
     peers: Sequence[str] = ()
     rows: list[Row] = field(default_factory=list)
+    axis: str = ""
 
 
 def figure(value: float) -> str:
@@ -66,11 +81,20 @@ def _ratio(row: Row, server: str, peer: str) -> str:
     if not {server, peer} <= row.runs.keys():
         return ""
     text = f"{row.ratio(server, peer):.2f}"
-    goal = row.goals.get(peer)
+    return text + _verdict(row, row.goals.get(peer), row.met(server, peer))
+
+
+def _verdict(row: Row, goal: float | None, met: bool | None) -> str:
     if goal is None:
-        return text
-    sign = "≥" if row.better == "more" else "≤"
-    return f"{text} ({sign} {goal:g}: {'met' if row.met(server, peer) else '**missed**'})"
+        return ""
+    return f" ({'≥' if row.better == 'more' else '≤'} {goal:g}: {'met' if met else '**missed**'})"
+
+
+def _figure(row: Row, name: str, server: str) -> str:
+    if not row.runs.get(name):
+        return ""
+    text = figure(row.median(name))
+    return text + _verdict(row, row.limit, row.within(server)) if name == server else text
 
 
 def _spread(row: Row, server: str) -> str:
@@ -83,34 +107,13 @@ def section_lines(section: Section) -> list[str]:
     order = list(dict.fromkeys(server for row in section.rows for server in row.runs))
     heads = ["", "unit", *order, f"{section.server}, least to most"]
     heads += [f"{section.server} / {peer}" for peer in section.peers]
-    lines = [f"## {section.title}", "", section.text, ""]
+    lines = [f"### {section.title}", "", section.text, ""]
     lines.append("| " + " | ".join(heads) + " |")
     lines.append("|---|---|" + "---:|" * (len(heads) - 2))
     for row in section.rows:
         cells = [row.name, row.unit]
-        cells += [figure(row.median(name)) if name in row.runs else "" for name in order]
+        cells += [_figure(row, name, section.server) for name in order]
         cells.append(_spread(row, section.server))
         cells += [_ratio(row, section.server, peer) for peer in section.peers]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
-
-
-def markdown(facts: Mapping[str, str], text: str, sections: Sequence[Section]) -> str:
-    """Return the whole of RESULTS.md: what was measured on what, and a table for each section."""
-    lines = ["# Results", "", text, ""]
-    lines += [f"* {name}: {value}" for name, value in facts.items()]
-    verdicts = [
-        row.met(section.server, peer) for section in sections for row in section.rows for peer in row.goals
-    ]
-    verdicts = [verdict for verdict in verdicts if verdict is not None]
-    if verdicts:
-        lines.append(f"* goals: {sum(map(bool, verdicts))} of {len(verdicts)} met")
-    lines.append("")
-    for section in sections:
-        lines += section_lines(section)
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def document(facts: Mapping[str, str], sections: Sequence[Section]) -> dict[str, Any]:
-    """Return the same as plain data, with the figure of every round."""
-    return {"facts": dict(facts), "sections": [asdict(section) for section in sections]}
