@@ -10,14 +10,15 @@
 The rules that this file keeps:
 
 * A reply can never reach the wrong request. A connection on which anything went wrong (a timeout, an
-  interrupt, bytes that are no reply, a reply too many) is closed and never used again; the next call
-  makes a new one. Nothing is sent twice: whether to try again is for the caller to decide.
+  interrupt, bytes that are no reply, a reply too many) is closed and never used again.
 * A connection that the server closed while it was idle is noticed before a request goes out, so a
   restarted server costs its idle clients no error.
+* A call is sent again only if it was surely not carried out, or does no harm if it is carried out twice
+  (imds/methods/base.py), and only within its time.
 * Sending and receiving are interleaved. However long a pipeline is, the replies are taken while requests
   are still going out, so that a server that stops reading until its replies are read is not waited for.
-* Threads may share a client: each call or pipeline holds it until the replies are there, the others
-  wait. A process forked from this one makes its own connection.
+* Threads may share a client: each call takes a connection for itself, of at most ``max_connections``, and
+  waits for one where all are taken. A process forked from this one makes its own connections.
 
 A timeout or a lost connection leaves open whether the request was carried out, unless the connection
 could not be made at all.
@@ -25,19 +26,18 @@ could not be made at all.
 
 from __future__ import annotations
 
-import builtins
 import os
-import select
-import socket
-import threading
 import time
-from collections.abc import Callable
-from math import ceil, inf
+from collections.abc import Iterator
+from itertools import count as _count
+from math import inf
 from types import TracebackType
-from typing import Any, AnyStr, Generic, Self, overload
+from typing import Any, AnyStr, Self, Unpack, overload
 from weakref import WeakSet
 
-from imds.protocol import DEFAULT_HOST, DEFAULT_PORT, ProtocolError, decode_response
+from imds.methods import AllCommands, Blocking, DataCommands, Request
+from imds.pool import Connection, Pool
+from imds.protocol import DEFAULT_HOST, DEFAULT_PORT
 from imds.replies import (
     ConnectionError,
     ImdsError,
@@ -49,9 +49,18 @@ from imds.replies import (
     TimeoutError,
     Token,
     TryAgainError,
+    WatchError,
     WrongTypeError,
     parse_pairs,
     to_frame,
+)
+from imds.session import (
+    ClientOptions,
+    Options,
+    PipelineQueue,
+    TransactionQueue,
+    parse_url,
+    results,
 )
 
 __all__ = [
@@ -64,22 +73,23 @@ __all__ = [
     "Response",
     "ServerError",
     "TimeoutError",
+    "Transaction",
     "TryAgainError",
+    "WatchError",
     "WrongTypeError",
     "parse_pairs",
 ]
 
-# What one recv asks for, and one send offers: large enough that a pipeline costs few calls.
-_CHUNK = 1 << 16
 
-
-class Client(Generic[AnyStr]):
-    """One connection to a server, made by the first call that needs it.
+class Client(AllCommands[AnyStr], Blocking[AnyStr]):
+    """A client of one server; its connections are made by the calls that need them.
 
     ``unix`` is the path of the server's Unix socket, instead of host and port. ``timeout`` is in seconds
-    (None: for ever) and bounds making the connection, and the wait for each reply: the clock starts
-    again when a whole reply has arrived, so a long pipeline may take longer in all. Values and members
-    come back as bytes, or as text if ``encoding`` (such as ``"utf-8"``) is given.
+    (None: for ever) and bounds each call as a whole: waiting for a connection, making it, waiting for the
+    reply, trying again. In a pipeline it bounds the wait for each reply. Texts come back as bytes, or as str
+    if ``encoding`` (such as ``"utf-8"``) is given. ``retries`` is how often a call is sent again.
+    ``password`` (and ``user``) are for a server that asks for them, ``name`` is what it shows of this
+    client, ``ssl`` is a context for TLS.
     """
 
     @overload
@@ -88,9 +98,8 @@ class Client(Generic[AnyStr]):
         host: str = ...,
         port: int = ...,
         *,
-        unix: str | os.PathLike[str] | None = ...,
-        timeout: float | None = ...,
         encoding: None = ...,
+        **options: Unpack[ClientOptions],
     ) -> None: ...
     @overload
     def __init__(
@@ -98,81 +107,72 @@ class Client(Generic[AnyStr]):
         host: str = ...,
         port: int = ...,
         *,
-        unix: str | os.PathLike[str] | None = ...,
-        timeout: float | None = ...,
         encoding: str,
+        **options: Unpack[ClientOptions],
     ) -> None: ...
     def __init__(
         self,
         host: str = DEFAULT_HOST,
         port: int = DEFAULT_PORT,
         *,
-        unix: str | os.PathLike[str] | None = None,
-        timeout: float | None = 5.0,
         encoding: str | None = None,
+        **options: Unpack[ClientOptions],
     ) -> None:
-        if timeout is not None and timeout <= 0:
-            raise ValueError(f"timeout of {timeout} s; it must be over 0, or None")
-        self.host = host
-        self.port = port
-        self.unix = os.fspath(unix) if unix is not None else None
-        self.timeout = timeout
-        self.connects = 0  # how many connections this client has made
+        self.options = Options(host, port, encoding=encoding, **options)
+        self.timeout = self.options.timeout
         self._reader: ReplyReader[AnyStr] = ReplyReader(encoding)
-        self._connection: _Connection | None = None
-        self._lock = threading.Lock()
+        self._pool = Pool(self.options)
         _clients.add(self)
 
-    # The seven commands, and statistics. Each raises ServerError, TimeoutError or ConnectionError.
+    @overload
+    @classmethod
+    def from_url(
+        cls, url: str, *, encoding: None = ..., **options: Unpack[ClientOptions]
+    ) -> Client[bytes]: ...
+    @overload
+    @classmethod
+    def from_url(cls, url: str, *, encoding: str, **options: Unpack[ClientOptions]) -> Client[str]: ...
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Any:
+        """Return a client of the server at ``imds://``, ``imdss://`` (TLS) or ``imds+unix://``.
 
-    def get(self, key: Token) -> AnyStr | None:
-        """Return the string that ``key`` holds, or None."""
-        return self._reader.value(self.execute(b"get", key))
-
-    def set(self, key: Token, value: Token) -> bool:
-        """Make ``key`` hold a string, whatever it held before. Always True."""
-        return self._reader.done(self.execute(b"set", key, value))
-
-    def delete(self, key: Token) -> bool:
-        """Remove ``key``, a string or a sorted set; return whether there was one."""
-        return self._reader.done(self.execute(b"del", key))
-
-    def zadd(self, key: Token, score: Token, member: Token) -> bool:
-        """Add ``member`` to the sorted set of ``key``, or move it to ``score``. Always True."""
-        return self._reader.done(self.execute(b"zadd", key, score, member))
-
-    def zrange(self, key: Token, low: Token = -inf, high: Token = inf) -> list[tuple[AnyStr, float]]:
-        """Return (member, score) with ``low <= score <= high``, ascending by score, then by member's bytes.
-
-        The reply's format is ambiguous for odd members: see :func:`parse_pairs`.
+        See :func:`imds.session.parse_url`. Options given here win over those of the URL.
         """
-        return self._reader.pairs(self.execute(b"zrange", key, low, high))
-
-    def zrange_raw(self, key: Token, low: Token = -inf, high: Token = inf) -> bytes:
-        """Return the reply to zrange as it came, ``score:member,score:member``; empty if there is none."""
-        return self._reader.raw(self.execute(b"zrange", key, low, high))
-
-    def zrank(self, key: Token, member: Token) -> int | None:
-        """Return the 0-based rank of ``member``, lowest score first, or None."""
-        return self._reader.rank(self.execute(b"zrank", key, member))
-
-    def zrem(self, key: Token, member: Token) -> bool:
-        """Remove ``member`` from the sorted set of ``key``; return whether it was there."""
-        return self._reader.done(self.execute(b"zrem", key, member))
-
-    def stats(self) -> list[dict[str, Any]]:
-        """Return the statistics of each shard, in the order of shards."""
-        return self._reader.objects(self.execute(b"stats"))
-
-    # Everything else.
+        return cls(**(parse_url(url) | options))
 
     def execute(self, *tokens: Token) -> Response:
-        """Send any command and return its reply as it came, an error too."""
+        """Send any command, once, and return its reply as it came, an error too."""
         return self.exchange(to_frame(tokens), 1)[0]
 
     def pipeline(self) -> Pipeline[AnyStr]:
         """Return a :class:`Pipeline` that collects commands to send them together."""
-        return Pipeline(self, self._reader)
+        return Pipeline(self)
+
+    def transaction(self, *watched: Token) -> Transaction[AnyStr]:
+        """Return a :class:`Transaction`, which fails if another client changes one of the watched keys."""
+        return Transaction(self, watched)
+
+    def scan_iter(
+        self, *, match: Token | None = None, count: int | None = None, type: str | None = None
+    ) -> Iterator[AnyStr]:
+        """Yield every key; see :meth:`scan`. A key that is there all the time is not left out."""
+        cursor = "0"
+        while True:
+            cursor, found = self.scan(cursor, match=match, count=count, type=type)
+            yield from found
+            if cursor == "0":
+                return
+
+    def zscan_iter(
+        self, key: Token, *, match: Token | None = None, count: int | None = None
+    ) -> Iterator[tuple[AnyStr, float]]:
+        """Yield every (member, score) of a sorted set; see :meth:`zscan`."""
+        cursor = "0"
+        while True:
+            cursor, found = self.zscan(key, cursor, match=match, count=count)
+            yield from found
+            if cursor == "0":
+                return
 
     def __enter__(self) -> Self:
         return self
@@ -184,56 +184,78 @@ class Client(Generic[AnyStr]):
         return f"<imds.Client of {self.address}>"
 
     @property
+    def reader(self) -> ReplyReader[AnyStr]:
+        """What reads the replies."""
+        return self._reader
+
+    @property
     def address(self) -> str:
         """Where the server is, for people."""
-        return self.unix or f"{self.host}:{self.port}"
+        return self.options.address
+
+    @property
+    def connects(self) -> int:
+        """How many connections this client has made."""
+        return self._pool.connects
 
     def connect(self) -> None:
         """Connect now, unless there is a connection, to learn early whether the server is there."""
-        with self._lock:
-            self._connected()
+        self._pool.release(self._pool.acquire(self._deadline()))
 
     def close(self) -> None:
-        """Close the connection. Another call would make a new one."""
-        with self._lock:
-            self._drop()
+        """Close the connections that no call uses at the moment. Another call would make a new one."""
+        self._pool.close()
 
-    def exchange(self, requests: bytes | bytearray, count: int) -> list[Response]:
-        """Send ``count`` request frames and return their replies in order."""
-        with self._lock:
-            connection = self._connected()
+    def exchange(self, requests: bytes | bytearray, count: int, wait: float = 0.0) -> list[Response]:
+        """Send ``count`` request frames, once, and return their replies in order.
+
+        ``wait`` is how many seconds longer than usual each reply may take.
+        """
+        return self._converse(self._pool.acquire(self._deadline()), requests, count, wait)
+
+    def _run(self, request: Request[Any]) -> Any:
+        frame = to_frame(request.tokens)
+        deadline = self._deadline(request.wait)
+        for attempt in _count():
+            sent = False
             try:
-                return connection.exchange(requests, count, self.timeout)
-            except BaseException as error:  # an interrupt too leaves replies under way
-                self._drop()
-                if isinstance(error, OSError) and not isinstance(error, ImdsError):
-                    raise ConnectionError(f"lost the connection to {self.address}: {error}") from error
-                raise
+                connection = self._pool.acquire(deadline)
+                sent = True
+                return request.read(self._converse(connection, frame, 1, request.wait, deadline)[0])
+            except ImdsError as error:
+                pause = self.options.pause(error, attempt, request.repeatable or not sent)
+                if pause is None or time.monotonic() + pause >= deadline:
+                    raise
+            time.sleep(pause)
+        raise AssertionError("unreachable")
 
-    def _connected(self) -> _Connection:
-        """Return a connection on which nothing is under way."""
-        if self._connection is not None:
-            if self._connection.idle():
-                return self._connection
-            self._drop()
+    def _converse(
+        self,
+        connection: Connection,
+        requests: bytes | bytearray,
+        count: int,
+        wait: float = 0.0,
+        deadline: float | None = None,
+        keep: bool = False,
+    ) -> list[Response]:
+        """Exchange requests for replies on a connection of the pool, and give it back or close it.
+
+        ``keep`` leaves it with the caller where all went well.
+        """
         try:
-            self._connection = _Connection(_connect(self.host, self.port, self.unix, self.timeout))
-        except (OSError, UnicodeError) as error:
-            kind = TimeoutError if isinstance(error, builtins.TimeoutError) else ConnectionError
-            reason = getattr(error, "strerror", None) or error
-            raise kind(f"cannot connect to {self.address}: {reason}") from error
-        self.connects += 1
-        return self._connection
+            patience = None if self.timeout is None or wait == inf else self.timeout + wait
+            replies = connection.exchange(requests, count, patience, deadline)
+        except BaseException as error:  # an interrupt too leaves replies under way
+            self._pool.discard(connection)
+            if isinstance(error, OSError) and not isinstance(error, ImdsError):
+                raise ConnectionError(f"lost the connection to {self.address}: {error}") from error
+            raise
+        if not keep:
+            self._pool.release(connection)
+        return replies
 
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _forked(self) -> None:
-        """In a child process: leave the connection to the parent, and the lock to whoever holds it there."""
-        self._drop()  # closes only this process's end
-        self._lock = threading.Lock()
+    def _deadline(self, wait: float = 0.0) -> float:
+        return inf if self.timeout is None else time.monotonic() + self.timeout + wait
 
 
 _clients: WeakSet[Client[Any]] = WeakSet()
@@ -241,13 +263,13 @@ _clients: WeakSet[Client[Any]] = WeakSet()
 
 def _after_fork() -> None:
     for client in list(_clients):
-        client._forked()
+        client._pool.forked()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-class Pipeline(Generic[AnyStr]):
+class Pipeline(PipelineQueue[AnyStr]):
     """Commands that are sent together; their replies come back in order.
 
     ::
@@ -259,41 +281,13 @@ class Pipeline(Generic[AnyStr]):
 
     The end of a ``with`` block executes what is still queued, unless the block raised. Not a transaction:
     other clients' commands may come in between, and an error does not stop the commands after it.
-    A lost connection leaves open which of them were carried out.
+    A lost connection leaves open which of them were carried out; nothing is sent again.
     """
 
-    def __init__(self, client: Client[AnyStr], reader: ReplyReader[AnyStr]) -> None:
-        self._client: Client[AnyStr] = client
-        self._reader: ReplyReader[AnyStr] = reader
+    def __init__(self, client: Client[AnyStr]) -> None:
+        self._reader = client.reader
         self._discard()
-
-    def get(self, key: Token) -> Self:
-        return self._add(self._reader.value, b"get", key)
-
-    def set(self, key: Token, value: Token) -> Self:
-        return self._add(self._reader.done, b"set", key, value)
-
-    def delete(self, key: Token) -> Self:
-        return self._add(self._reader.done, b"del", key)
-
-    def zadd(self, key: Token, score: Token, member: Token) -> Self:
-        return self._add(self._reader.done, b"zadd", key, score, member)
-
-    def zrange(self, key: Token, low: Token = -inf, high: Token = inf) -> Self:
-        return self._add(self._reader.pairs, b"zrange", key, low, high)
-
-    def zrange_raw(self, key: Token, low: Token = -inf, high: Token = inf) -> Self:
-        return self._add(self._reader.raw, b"zrange", key, low, high)
-
-    def zrank(self, key: Token, member: Token) -> Self:
-        return self._add(self._reader.rank, b"zrank", key, member)
-
-    def zrem(self, key: Token, member: Token) -> Self:
-        return self._add(self._reader.done, b"zrem", key, member)
-
-    def command(self, *tokens: Token) -> Self:
-        """Queue any command; its result is the :class:`Response` as it comes, an error too."""
-        return self._add(_as_it_is, *tokens)
+        self._client: Client[AnyStr] = client
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send what is queued and return the results in order; the queue is empty afterwards.
@@ -301,26 +295,11 @@ class Pipeline(Generic[AnyStr]):
         All commands are carried out, whatever some of them answer. Then the first error is raised, or,
         with ``raise_on_error=False``, each error stands in the list as an exception in its place.
         """
-        if not self._readers:
+        frames, requests = self._take()
+        if not requests:
             return []
-        requests, readers = self._requests, self._readers
-        self._discard()
-        results: list[Any] = []
-        first: Exception | None = None
-        for read, reply in zip(readers, self._client.exchange(requests, len(readers)), strict=True):
-            try:
-                results.append(read(reply))
-            except (ImdsError, UnicodeDecodeError) as error:
-                if first is None:
-                    error.add_note(f"command {len(results)} of the pipeline, counted from 0")
-                    first = error
-                results.append(error)
-        if first is not None and raise_on_error:
-            raise first
-        return results
-
-    def __len__(self) -> int:
-        return len(self._readers)
+        wait = max(request.wait for request in requests)
+        return results(requests, self._client.exchange(frames, len(requests), wait), raise_on_error)
 
     def __enter__(self) -> Self:
         return self
@@ -333,124 +312,100 @@ class Pipeline(Generic[AnyStr]):
         else:
             self._discard()
 
-    def _add(self, read: Callable[[Response], Any], *tokens: Token) -> Self:
-        self._requests += to_frame(tokens)
-        self._readers.append(read)
+
+class Transaction(TransactionQueue[AnyStr]):
+    """Commands on keys of one slot that the server runs all at once, or not at all.
+
+    ::
+
+        with client.transaction("stock") as trade:      # watches "stock"
+            if int(trade.now.get("stock")) > 0:         # asks at once
+                trade.decr("stock").incr("{stock}sold")
+                trade.execute()                         # WatchError if somebody else changed it
+
+    ``now`` runs commands at once, on the connection that watches. The end of the ``with`` block executes what
+    is still queued, unless the block raised. A command that fails when it is run does not keep the others
+    from running.
+    """
+
+    def __init__(self, client: Client[AnyStr], watched: tuple[Token, ...]) -> None:
+        self._reader = client.reader
+        self._discard()
+        self._client: Client[AnyStr] = client
+        self._watched = watched
+        self._held: _Held[AnyStr] | None = None
+
+    @property
+    def now(self) -> _Held[AnyStr]:
+        """What runs commands at once. Raises RuntimeError outside of a ``with`` block that watches keys."""
+        if self._held is None:
+            raise RuntimeError("only inside of `with client.transaction(KEY)`, before it is executed")
+        return self._held
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Run what is queued and return the results in order; nothing is watched afterwards.
+
+        Raises WatchError where a watched key has changed, ServerError where nothing was carried out.
+        """
+        frames, requests = self._take()
+        if not requests:
+            return []
+        held, self._held = self._held, None
+        connection = held.connection if held else self._client._pool.acquire(self._client._deadline())
+        replies = self._client._converse(connection, self._frame(frames), len(requests) + 2)
+        return results(requests, self._replies(replies), raise_on_error)
+
+    def __enter__(self) -> Self:
+        if self._watched:
+            held = _Held(self._client)
+            held.watch(self._watched)
+            self._held = held
         return self
 
-    def _discard(self) -> None:
-        self._requests = bytearray()
-        self._readers: list[Callable[[Response], Any]] = []
-
-
-def _as_it_is(reply: Response) -> Response:
-    return reply
-
-
-def _connect(host: str, port: int, unix: str | None, timeout: float | None) -> socket.socket:
-    """Return a new non-blocking connection. Raises OSError."""
-    if unix is not None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._discard()
         try:
-            sock.settimeout(timeout)
-            sock.connect(unix)
+            self.execute()
+        finally:
+            held, self._held = self._held, None
+            if held is not None and not held.lost:
+                if error is None:
+                    self._client._converse(held.connection, to_frame(("unwatch",)), 1)
+                else:  # whatever it was, the server forgets a closed connection's keys
+                    self._client._pool.discard(held.connection)
+
+
+class _Held(DataCommands[AnyStr], Blocking[AnyStr]):
+    """Runs commands on one connection, which it keeps."""
+
+    def __init__(self, client: Client[AnyStr]) -> None:
+        self._client: Client[AnyStr] = client
+        self._reader = client.reader
+        self.connection = client._pool.acquire(client._deadline())
+        self.lost = False
+
+    def watch(self, keys: tuple[Token, ...]) -> None:
+        try:
+            frame = to_frame(("watch", *keys))
         except BaseException:
-            sock.close()
+            self._client._pool.release(self.connection)
             raise
-    else:
-        sock = socket.create_connection((host, port), timeout)
-        if sock.getsockname() == sock.getpeername():
-            # Linux joins a socket to itself where nobody listens on a port that it then happens to pick
-            # as the socket's own; kept, it would answer us by our requests and bar the server's return.
-            sock.close()
-            raise ConnectionRefusedError("Connection refused")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setblocking(False)
-    return sock
+        error = self._once(frame).error()
+        if error is not None:
+            self._client._pool.release(self.connection)
+            raise error
 
+    def _run(self, request: Request[Any]) -> Any:
+        if self.lost:
+            raise ConnectionError("the connection that watched is lost")
+        return request.read(self._once(to_frame(request.tokens), request.wait))
 
-class _Connection:
-    """One non-blocking socket and its poll object, which waits for input unless an exchange is sending."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        self._half_sent = False
-
-    def close(self) -> None:
-        self._sock.close()
-
-    def idle(self) -> bool:
-        """Whether the next reply will be for the next request: nothing is under way in either direction."""
-        return not self._half_sent and not self._poll.poll(0)
-
-    def exchange(self, requests: bytes | bytearray, count: int, timeout: float | None) -> list[Response]:
-        """Send ``count`` requests and return as many replies.
-
-        Raises OSError when the connection breaks, ConnectionError for what is no reply, TimeoutError.
-        """
-        replies: list[Response] = []
-        inbox = bytearray()
-        unsent = memoryview(requests)
-        deadline = _deadline(timeout)
-        while len(replies) < count:
-            if unsent:
-                unsent = self._send_some(unsent)
-            left = deadline - time.monotonic()
-            events = self._poll.poll(None if left == inf else max(0, ceil(left * 1000)))
-            if not events:
-                raise TimeoutError(f"no reply in {timeout} s")
-            if not events[0][1] & ~select.POLLOUT:
-                continue
-            chunk = self._sock.recv(_CHUNK)
-            if not chunk:
-                raise ConnectionError(_ended(replies, inbox))
-            inbox += chunk
-            if _take_replies(inbox, replies):
-                deadline = _deadline(timeout)
-        if inbox or len(replies) > count:
-            raise ConnectionError("the server sent more than the replies that were asked for")
-        self._half_sent = bool(unsent)
-        return replies
-
-    def _send_some(self, unsent: memoryview) -> memoryview:
-        """Send what the socket takes of ``unsent`` and return the rest; poll for room if there is a rest."""
+    def _once(self, frame: bytes, wait: float = 0.0) -> Response:
         try:
-            unsent = unsent[self._sock.send(unsent[:_CHUNK]) :]
-        except BlockingIOError:
-            pass
-        except OSError:
-            unsent = unsent[:0]  # the server closed; what it said before is still to be read
-        self._poll.modify(self._sock, select.POLLIN | select.POLLOUT if unsent else select.POLLIN)
-        return unsent
-
-
-def _deadline(timeout: float | None) -> float:
-    return inf if timeout is None else time.monotonic() + timeout
-
-
-def _take_replies(inbox: bytearray, replies: list[Response]) -> int:
-    """Move the whole replies at the start of ``inbox`` to ``replies``; return how many there were."""
-    before, pos = len(replies), 0
-    with memoryview(inbox) as view:
-        try:
-            while found := decode_response(view, pos):
-                status, payload, pos = found
-                replies.append(Response(status, payload))
-        except ProtocolError as error:
-            raise ConnectionError(f"the server does not speak this protocol: {error}") from None
-    del inbox[:pos]
-    return len(replies) - before
-
-
-def _ended(replies: list[Response], inbox: bytearray) -> str:
-    """Say how far the server came, and what it said last: an error before the end is its reason."""
-    text = "the server closed the connection"
-    if inbox:
-        text += " in the middle of a reply"
-    if replies:
-        text += f" after {len(replies)} replies"
-        if last := replies[-1].error():
-            text += f", the last of which was: {last}"
-    return text
+            return self._client._converse(self.connection, frame, 1, wait, keep=True)[0]
+        except BaseException:
+            self.lost = True
+            raise
