@@ -19,7 +19,9 @@ if TYPE_CHECKING:
         Response,
         ServerError,
         TimeoutError,
+        Transaction,
         TryAgainError,
+        WatchError,
         WrongTypeError,
     )
     from imds.embedding import ServeError, serve
@@ -37,7 +39,9 @@ __all__ = [
     "ServeError",
     "ServerError",
     "TimeoutError",
+    "Transaction",
     "TryAgainError",
+    "WatchError",
     "WrongTypeError",
     "__version__",
     "serve",
@@ -45,10 +49,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "asyncio":
+        return import_module("imds.asyncio")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = "imds.embedding" if name in ("ServeError", "serve") else "imds.client"
     value: object = getattr(import_module(home), name)
     globals()[name] = value

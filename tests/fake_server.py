@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 
@@ -47,9 +48,20 @@ class Peer:
 
 
 class FakeServer:
-    """Runs ``serve(peer)`` in a thread for each connection; what it raises, the ``with`` block raises."""
+    """Runs ``serve(peer)`` in a thread for each connection; what it raises, the ``with`` block raises.
 
-    def __init__(self, serve: Callable[[Peer], None], *, unix: str | None = None, port: int = 0) -> None:
+    ``tls`` is the context of a server's side.
+    """
+
+    def __init__(
+        self,
+        serve: Callable[[Peer], None],
+        *,
+        unix: str | None = None,
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls = tls
         if unix:
             self._listener = socket.socket(socket.AF_UNIX)
             self._listener.bind(unix)
@@ -81,6 +93,8 @@ class FakeServer:
 
     def _run(self, peer: Peer) -> None:
         try:
+            if self._tls is not None:
+                peer.sock = self._tls.wrap_socket(peer.sock, server_side=True)
             self._serve(peer)
         except OSError:
             pass  # the client went away, or the test is over
