@@ -252,8 +252,8 @@ class Server:
     # -- talking to it ----------------------------------------------------------------------------
 
     def client(self, timeout: float = DEADLINE) -> Client[bytes]:
-        """Return a client, closed at the end of the test."""
-        client = Client("127.0.0.1", self.port, timeout=timeout)
+        """Return a client that tries once, closed at the end of the test."""
+        client = Client("127.0.0.1", self.port, timeout=timeout, retries=0)
         self._open.append(client)
         return client
 
