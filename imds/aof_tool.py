@@ -23,8 +23,6 @@ DONE = 0
 FAILED = 1  # could not, or a log is damaged
 PARTLY = 3  # lines were skipped, a start has something to mend, or what was compared differs
 
-_DIGEST_TIMEOUT = 150.0  # seconds that a server may take for the digest of all of its data
-
 
 def _import(args: argparse.Namespace) -> int:
     done, skipped, shards = import_text(args.source, args.dir, args.shards)
@@ -85,11 +83,8 @@ def _digest_lines(name: str, found: list[Digest]) -> list[str]:
 
 def _ask(host: str, port: int) -> list[Digest]:
     """Return a server's digests. Raises ImdsError; DataDirError where a shard did not say."""
-    with Client(host, port, timeout=_DIGEST_TIMEOUT) as client:
-        reply = client.execute("digest")
-        if error := reply.error():
-            raise error
-        rows = [json.loads(row or b"{}") for row in reply.items()]
+    with Client(host, port) as client:
+        rows = client.digest()
     silent = [row["shard"] for row in rows if "digest" not in row]
     if silent:
         raise DataDirError(f"{host}:{port}: no answer from shards {silent}")

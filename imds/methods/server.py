@@ -37,6 +37,11 @@ class ServerCommands(Commands[AnyStr]):
         return Request(json_objects, b"stats")
 
     @repeatable
+    def digest(self) -> Request[list[dict[str, Any]]]:
+        """Return ``shard``, ``keys``, ``digest`` of all data and ``next_number`` of each; O(data)."""
+        return Request(json_objects, b"digest", wait=120.0)
+
+    @repeatable
     def sync(self) -> Request[bool]:
         """Return True when all that was written before is on the disk, on every shard; otherwise it raises.
 
