@@ -11,7 +11,7 @@ side is gone: a child then stops.
                            switch · adopt {base} · unrewritten {reason}
     supervisor -> router   link {shard, restarts} + 1 fd · down {shard, reason, restarts}
                            configure {changes} · drain
-    shard -> supervisor    loading {done, total} · ready {keys, seconds} · refused {reason}
+    shard -> supervisor    loading {done, total, records, left} · ready {keys, seconds} · refused {reason}
                            rewrite {at_once} · switched · rewritten {error}
     rewriter -> supervisor folded {base} · failed {reason}
     router -> supervisor   ready · distrust {shard} · configure {changes}

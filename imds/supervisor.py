@@ -277,7 +277,11 @@ class Supervisor:
                 if suspect.process is not None:
                     suspect.process.kill()
             elif kind == "loading":
-                log.info("%s: loading, %d %%", child.name, 100 * message["done"] // max(message["total"], 1))
+                part = 100 * message["done"] // max(message["total"], 1)
+                log.info(
+                    "%s: loading, %d %%, %d records, about %.0f s left",
+                    *(child.name, part, message["records"], message["left"]),
+                )
             elif kind == "configure":
                 self._on_configure(child, message["changes"])
             elif kind == "rewrite":

@@ -67,6 +67,7 @@ from imds.storage import Storage, write_all
 Entries = Iterable[tuple[bytes, bytes | list[tuple[float, bytes]], int]]
 
 _FLUSH = 1 << 18  # bytes of records that wait for one write
+_READ = 1 << 17  # bytes of a log that are folded at a time: they are held beside the data
 # Bytes between two syncs of a base that is being written: a single sync at its end would have the
 # disk write it all at once, and the log's own syncs wait behind that.
 _SYNC_STEP = 4 << 20
@@ -200,7 +201,7 @@ def fold(
     for name in manifest.names()[:-1]:
         fd, reader = open_file(storage, directory, manifest, name, sequence, os.O_RDONLY)
         try:
-            for _ in reader.read(store.replay):
+            for _ in reader.read(store.replay, _READ):
                 step()
         finally:
             storage.close(fd)

@@ -76,7 +76,6 @@ EXPIRE_EVERY = 0.1  # seconds between two looks for keys whose deadline has come
 EXPIRE_MOST = 500
 LOADED_MOST = 20_000  # keys that are removed at a time at the end of loading
 REPORT_EVERY = 1.0  # seconds between two reports of loading
-WARN_EVERY = 10.0  # seconds between two log lines about loading
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -301,16 +300,13 @@ class Worker:
 
     def _load(self) -> None:
         """Replay the log, answering LOADING meanwhile; evict down to the limits at its end."""
-        started = reported = warned = time.monotonic()
+        started = reported = time.monotonic()
         for done, total, records in self._aof.load(self._store.replay):
             now = time.monotonic()
             if now - reported >= REPORT_EVERY:
                 reported = now
-                self._channel.send("loading", done=done, total=total)
-            if now - warned >= WARN_EVERY:
-                warned = now
                 left = (now - started) * (total - done) / max(done, 1)
-                log.info("loading: %d of %d bytes, %d records, %.0f s left", done, total, records, left)
+                self._channel.send("loading", done=done, total=total, records=records, left=left)
             self._turn(0)
             if self._stopping:
                 return

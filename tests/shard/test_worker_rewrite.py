@@ -16,6 +16,7 @@ from test_worker import DEADLINE, Disk, Shard
 from imds.process import EXIT_DISK
 from imds.protocol import OK, encode_request
 from imds.shard import aof as aof_module
+from imds.shard import worker as worker_module
 from imds.shard.aof import SUSPECT, Aof
 from imds.shard.kernel import RecordEncoder, UnifiedStore
 from imds.shard.manifest import MANIFEST
@@ -270,3 +271,20 @@ def test_a_log_that_could_not_be_synced_is_written_anew_before_it_is_served(tmp_
     ]
     again.stop()
     assert effects(tmp_path)[-1] == encode_request([b"set", b"key", b"3"])
+
+
+def test_loading_is_reported_with_how_long_it_will_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = Shard(tmp_path, "no")
+    shard.ask(*[(b"set", b"key%d" % number, b"x" * 1000) for number in range(3000)])
+    shard.stop()
+    monkeypatch.setattr(worker_module, "REPORT_EVERY", 0.0)
+    again = Shard(tmp_path, "no")
+    told = [message for message, _ in again.early_messages if message["kind"] == "loading"]
+    again.stop()
+    assert len(told) >= 3
+    assert [message["done"] for message in told] == sorted(message["done"] for message in told)
+    assert 0 < told[0]["done"] < told[0]["total"] == told[-1]["done"]
+    assert told[0]["left"] > 0 == told[-1]["left"]
+    assert told[-1]["records"] == 3000
