@@ -8,7 +8,7 @@ salted per process and ``hash % N`` would move nearly every key when N changes: 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import groupby
+from itertools import pairwise
 
 from xxhash import xxh64_intdigest
 
@@ -49,7 +49,9 @@ class SlotMap:
     @classmethod
     def even(cls, shards: int, seed: int) -> SlotMap:
         """Return the map that gives ``shards`` shards contiguous runs of slots, equal within one."""
-        return cls(bytes(slot * shards // SLOTS for slot in range(SLOTS)), shards, seed)
+        starts = [-(-shard * SLOTS // max(shards, 1)) for shard in range(shards + 1)]
+        owners = [bytes([shard]) * (end - start) for shard, (start, end) in enumerate(pairwise(starts))]
+        return cls(b"".join(owners), shards, seed)
 
     def slot_of(self, key: bytes) -> int:
         """Return the slot of ``key``."""
@@ -61,12 +63,12 @@ class SlotMap:
 
     def ranges(self) -> list[tuple[int, int, int]]:
         """Return the map as (first slot, last slot, shard) runs in slot order."""
-        runs = []
-        first = 0
-        for shard, group in groupby(self.owners):
-            last = first + sum(1 for _ in group) - 1
-            runs.append((first, last, shard))
-            first = last + 1
+        runs, owners, first = [], self.owners, 0
+        while first < SLOTS:
+            rest = owners[first:]
+            following = SLOTS - len(rest.lstrip(rest[:1]))
+            runs.append((first, following - 1, rest[0]))
+            first = following
         return runs
 
     @classmethod
