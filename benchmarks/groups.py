@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import goals
 import growth
 import reports
+import rewriting
 from measure import Setup
 from table import Section
 
@@ -25,6 +26,7 @@ GROUPS: dict[str, Callable[[Setup], Iterator[Section]]] = {
     "values": reports.values,
     "keys": reports.keys,
     "fairness": reports.fairness,
+    "rewriting": rewriting.rewriting,
     "pause": growth.pause,
     "growth": growth.growth,
     "growth-keys": growth.growth_keys,

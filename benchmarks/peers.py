@@ -119,6 +119,11 @@ class Server:
                 process.wait()
         self._processes.clear()
 
+    @property
+    def pid(self) -> int:
+        """The process that was started last."""
+        return self._processes[-1].pid
+
     def rss(self) -> int:
         """Return the resident memory of all its processes, in bytes."""
         total = 0
