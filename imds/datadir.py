@@ -37,7 +37,6 @@ import re
 import time
 from contextlib import suppress
 from pathlib import Path
-from secrets import randbits
 from typing import Any
 
 from xxhash import xxh64_hexdigest
@@ -47,7 +46,7 @@ from imds.shard.manifest import MANIFEST as SHARD_MANIFEST
 from imds.shard.manifest import NEW_MANIFEST as NEW_SHARD_MANIFEST
 from imds.shard.manifest import create_log
 from imds.shard.segment import SEGMENT_HEADER, segment_name
-from imds.storage import Storage, replace_file, write_all
+from imds.storage import Storage, random_seed, replace_file, write_all
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +129,7 @@ class DataDir:
                 log.warning("%s had mode %04o and is made 0700: the data is its owner's alone", path, mode)
                 storage.chmod(path, 0o700)
             found = _survey(path, storage)  # again: another server may have worked here until now
-            generation, slots = found or (0, SlotMap.even(shards, randbits(64)))
+            generation, slots = found or (0, SlotMap.even(shards, random_seed()))
             datadir = cls(path, lock_fd, generation, slots, storage)
             if found:
                 datadir._check_generation()

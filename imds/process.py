@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import resource
@@ -79,6 +78,8 @@ def die_with_parent(parent: int) -> None:
     Linux only; elsewhere the end of the control channel is what stops a child.
     """
     if sys.platform == "linux":
+        import ctypes  # which takes its time, and the supervisor has no use for it
+
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before we could ask
         os._exit(1)

@@ -26,6 +26,11 @@ _fdatasync = getattr(os, "fdatasync", os.fsync)
 _FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 
 
+def random_seed() -> int:
+    """Return 64 bits that nobody can guess; as ``secrets.randbits(64)``, which loads OpenSSL first."""
+    return int.from_bytes(os.urandom(8))
+
+
 class Storage:
     """The real disk."""
 

@@ -47,7 +47,6 @@ from imds.config import Config, ConfigError
 from imds.control import Channel, Message
 from imds.datadir import DataDir, DataDirError
 from imds.process import EXIT_REFUSED, Signals, ignore, start_logging
-from imds.reshard import reshard
 from imds.rewrites import Rewrites
 
 MOST_DEATHS = 5
@@ -556,6 +555,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bound_unix = bool(config.unix)
         directory = DataDir.open(Path(config.dir), config.shards)
         if directory.shards != config.shards:
+            from imds.reshard import reshard  # and with it the shards' code, which nothing else here needs
+
             reshard(directory, config.shards)
         return Supervisor(config, directory, listeners).run()
     except (StartError, DataDirError) as error:

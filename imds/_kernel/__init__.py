@@ -4,14 +4,15 @@ Every kernel exists twice behind one interface: the Python twin, which is the re
 the code that uses it (``shard/store.py``, ``shard/sortedset.py``, ``shard/record.py``, ``shard/links.py``,
 ``router/switch.py`` with ``router/turns.py``), and a Cython module in this package; what several of these
 share is in its ``.pxd`` files.
-Where no compiled module was built, or ``IMDS_DISABLE_KERNEL=1`` is set, the twin runs; with
-``IMDS_REQUIRE_KERNEL=1`` a missing one is an error.
+Where one of the compiled modules was not built, or ``IMDS_DISABLE_KERNEL=1`` is set, the twins run; with
+``IMDS_REQUIRE_KERNEL=1`` a missing one is an error. One that is there and cannot be loaded always is.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+from importlib.util import find_spec
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -30,16 +31,11 @@ def _compiled() -> bool:
         if required:
             raise ImportError("IMDS_REQUIRE_KERNEL and IMDS_DISABLE_KERNEL are both set")
         return False
-    try:
-        for name in KERNELS:
-            importlib.import_module(f"{__name__}.{name}")
-    except ImportError:
-        if required:
-            raise
-        return False
-    if required and not KERNELS:
-        raise ImportError("IMDS_REQUIRE_KERNEL is set, but this build has no compiled kernels")
-    return bool(KERNELS)
+    # Found, and not loaded: a process that needs one of them, or none, is not to wait for all.
+    missing = [name for name in KERNELS if find_spec(f"{__name__}.{name}") is None]
+    if required and missing:
+        raise ImportError(f"IMDS_REQUIRE_KERNEL is set, but this build has no compiled {', '.join(missing)}")
+    return not missing
 
 
 COMPILED: bool = _compiled()

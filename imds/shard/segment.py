@@ -41,16 +41,19 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from secrets import randbits
 from struct import Struct
 from typing import NamedTuple
 
 from xxhash import xxh64_digest, xxh64_intdigest
 
+from imds._kernel import pick
 from imds.protocol import Buffer
-from imds.shard.kernel import verify_records
+from imds.shard import record
 from imds.shard.record import HEADER
-from imds.storage import Storage, write_all
+from imds.storage import Storage, random_seed, write_all
+
+# Not the one of imds.shard.kernel, with which the store comes: the supervisor needs segments and no store.
+verify_records = pick(record.verify_records, "record", "verify_records")
 
 SEGMENT_HEADER = Struct(">8sIIQQQQQQ")
 MAGIC = b"imds-aof"
@@ -162,7 +165,7 @@ class Header(NamedTuple):
 
 def new_header(shard: int, generation: int, number: int, sequence: int = 0, magic: bytes = MAGIC) -> Header:
     """Return a header with a seed of its own."""
-    return Header(magic, generation, shard, number, sequence, randbits(64))
+    return Header(magic, generation, shard, number, sequence, random_seed())
 
 
 def read_header(storage: Storage, fd: int, path: Path) -> Header:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import inspect
 import json
 import random
-import secrets
 import select
 import selectors
 import socket
@@ -103,7 +102,7 @@ def _replacements(sim: Simulation) -> dict[int, Any]:
         id(threading): _Module(threading, **threads),
         id(time): _Module(time, **clock),
         id(selectors): _Module(selectors, DefaultSelector=of(sim_threads.Selector)),
-        id(secrets.randbits): sim.rng.getrandbits,
+        id(imds.storage.random_seed): lambda: sim.rng.getrandbits(64),
         id(imds.process.Signals): _NoSignals,
         id(imds.storage.Storage): lambda: sim.disk,
     }
