@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import inspect
+import os
 import ssl
 import threading
 import time
@@ -103,6 +104,23 @@ class TestTime:
 
         with against(kind, slow, timeout=0.2) as client:
             assert kind.ask(client.bzpopmin("q", wait=0.3)) == (b"q", b"m", 1.5)
+
+    def test_there_is_one_unless_it_is_taken_away(self, kind):
+        assert 0 < kind.client().timeout < 60
+        assert kind.client(timeout=None).timeout is None
+
+    def test_connecting_again_and_waiting_are_one_time(self, kind):
+        """The deadline is of the whole call, and not of each try: what was sent again has less time."""
+
+        def late(peer):
+            peer.read()
+            time.sleep(0.25)
+
+        with against(kind, late, timeout=0.4, retries=5) as client:
+            start = time.monotonic()
+            with pytest.raises((imds.ConnectionError, imds.TimeoutError)):
+                kind.ask(client.get("a"))
+            assert time.monotonic() - start < 0.7
 
 
 class TestRetries:
@@ -337,6 +355,24 @@ class TestTransactions:
 
 
 class TestPool:
+    def test_threads_share_no_more_than_there_may_be(self):
+        wrong = []
+
+        def one(client, name):
+            for number in range(20):
+                client.set(name, number)
+                if client.get(name) != b"%d" % number:
+                    wrong.append(name)
+
+        with FakeServer(honest()) as server, imds.Client(port=server.port, max_connections=3) as client:
+            threads = [threading.Thread(target=one, args=(client, f"t{n}")) for n in range(10)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert wrong == []
+            assert 1 <= client.connects <= 3
+
     def test_waiting_for_a_connection_has_a_timeout(self):
         asked, go = threading.Event(), threading.Event()
 
@@ -373,6 +409,28 @@ class TestPool:
         with FakeServer(honest()) as server:
             assert asyncio.run(work(server)) == 3
 
+    def test_a_task_that_waits_for_a_connection_has_a_timeout(self):
+        async def work(server):
+            async with imds.asyncio.Client(port=server.port, max_connections=1, timeout=5) as client:
+                first = asyncio.create_task(client.get("a"))
+                await asyncio.sleep(0)  # it has the connection
+                client.timeout = 0.1
+                with pytest.raises(imds.TimeoutError, match="no connection was free; all 1 are in use"):
+                    await client.get("a")
+                go.set()
+                assert await first == b"1"
+                assert await client.get("a") == b"1"
+                assert client.connects == 1
+
+        def hold(peer):
+            while peer.read():
+                go.wait(10)
+                peer.reply(b"1")
+
+        go = threading.Event()
+        with FakeServer(hold) as server:
+            asyncio.run(work(server))
+
     def test_a_cancelled_call_discards_its_connection(self):
         def late(peer):
             peer.read()
@@ -402,6 +460,26 @@ class TestPool:
             asyncio.run(work())
             asyncio.run(work())
             assert client.connects == 2
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+    def test_a_forked_process_makes_its_own_connection(self):
+        with FakeServer(honest()) as server:
+            client = imds.asyncio.Client(port=server.port)
+
+            async def work():
+                await client.set("a", 1)
+                return client._pool.connects
+
+            loop = asyncio.new_event_loop()
+            assert loop.run_until_complete(work()) == 1
+            child = os.fork()
+            if child == 0:  # the loop goes on here; its connection is the parent's
+                asyncio.events._set_running_loop(None)
+                os._exit(loop.run_until_complete(work()))
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+            assert loop.run_until_complete(work()) == 1
+            loop.run_until_complete(client.close())
+            loop.close()
 
     def test_a_server_that_came_back_costs_no_error(self, kind):
         def once(peer):
