@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import os
 import ssl
 import threading
 import time
+import warnings
 
 import pytest
 import trustme
@@ -109,18 +111,13 @@ class TestTime:
         assert 0 < kind.client().timeout < 60
         assert kind.client(timeout=None).timeout is None
 
-    def test_connecting_again_and_waiting_are_one_time(self, kind):
-        """The deadline is of the whole call, and not of each try: what was sent again has less time."""
-
+    def test_a_call_that_is_sent_again_has_only_the_time_that_is_left(self, kind):
         def late(peer):
             peer.read()
-            time.sleep(0.25)
+            time.sleep(0.6)  # then hang up
 
-        with against(kind, late, timeout=0.4, retries=5) as client:
-            start = time.monotonic()
-            with pytest.raises((imds.ConnectionError, imds.TimeoutError)):
-                kind.ask(client.get("a"))
-            assert time.monotonic() - start < 0.7
+        with against(kind, late, timeout=1.0, retries=5) as client, pytest.raises(imds.TimeoutError):
+            kind.ask(client.get("a"))
 
 
 class TestRetries:
@@ -450,16 +447,20 @@ class TestPool:
             asyncio.run(work(server))
 
     def test_one_client_in_two_loops(self):
-        with FakeServer(honest()) as server:
-            client = imds.asyncio.Client(port=server.port)
+        def twice(port):
+            client = imds.asyncio.Client(port=port)
 
             async def work():
                 await client.set("a", 1)
-                await client.close()
 
             asyncio.run(work())
             asyncio.run(work())
-            assert client.connects == 2
+            return client.connects
+
+        with FakeServer(honest()) as server, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # nobody closes the first loop's connection
+            assert twice(server.port) == 2
+            gc.collect()
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
     def test_a_forked_process_makes_its_own_connection(self):
