@@ -214,6 +214,22 @@ class TestTls:
             assert kind.ask(pipe.execute()) == [True, value] * 500
             assert client.connects == 1
 
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+    def test_a_forked_process_says_no_word_on_its_parents_connection(self, authority, server_side):
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        with (
+            FakeServer(honest(), tls=server_side) as server,
+            imds.Client(port=server.port, ssl=context) as client,
+        ):
+            client.set("a", 1)
+            child = os.fork()
+            if child == 0:
+                os._exit(len(client._pool._all))
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert client.get("a") == b"1"
+            assert client.connects == 1
+
     def test_an_unknown_authority_is_refused(self, kind, server_side):
         context = ssl.create_default_context()
         with (
@@ -414,6 +430,7 @@ class TestPool:
                 client.timeout = 0.1
                 with pytest.raises(imds.TimeoutError, match="no connection was free; all 1 are in use"):
                     await client.get("a")
+                client.timeout = 5
                 go.set()
                 assert await first == b"1"
                 assert await client.get("a") == b"1"
@@ -539,21 +556,40 @@ class TestReplies:
         assert type(caught.value) is imds.ImdsError
 
 
-def test_scans_go_on_to_the_end():
-    pages = [
-        (LIST, encode_list([b"1:0", b"a"])),
-        (LIST, encode_list([b"1:9"])),
-        (LIST, encode_list([b"0", b"b"])),
-    ]
+@pytest.mark.parametrize(
+    ("iterate", "asked", "found"),
+    [
+        (
+            lambda client: client.scan_iter(match="k*", count=7, type="string"),
+            ["scan", "0", "match", "k*", "count", "7", "type", "string"],
+            [b"a", b"1.0", b"b", b"2.5"],
+        ),
+        (
+            lambda client: client.zscan_iter("z", match="k*", count=7),
+            ["zscan", "z", "0", "match", "k*", "count", "7"],
+            [(b"a", 1.0), (b"b", 2.5)],
+        ),
+    ],
+    ids=["keys", "members"],
+)
+def test_scans_go_on_to_the_end(kind, iterate, asked, found):
+    """Each page is asked for by the cursor of the page before; an empty one is not the end."""
+    pages = {b"0": [b"1:0", b"a", b"1.0"], b"1:0": [b"1:9"], b"1:9": [b"0", b"b", b"2.5"]}
+    expected = [word.encode() for word in asked]
+    place = expected.index(b"0")
 
-    async def collect(port):
-        async with imds.asyncio.Client(port=port) as client:
-            return [key async for key in client.scan_iter(match="*")]
+    def serve(peer):
+        while tokens := peer.read():
+            cursor, tokens[place] = tokens[place], b"0"
+            assert tokens == expected
+            peer.reply(encode_list(pages[cursor]), LIST)
 
-    with FakeServer(answering(*pages)) as server:
-        with imds.Client(port=server.port) as client:
-            assert list(client.scan_iter()) == [b"a", b"b"]
-        assert asyncio.run(collect(server.port)) == [b"a", b"b"]
+    async def collect(iterator):
+        return [each async for each in iterator]
+
+    with against(kind, serve) as client:
+        iterator = iterate(client)
+        assert (kind.ask(collect(iterator)) if hasattr(iterator, "__aiter__") else list(iterator)) == found
 
 
 def test_on_a_real_server(kind):
