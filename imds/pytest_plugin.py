@@ -39,7 +39,7 @@ class _Keeper:
         """Return the server as it was when it started, or another one where that cannot be."""
         from imds.replies import ImdsError
 
-        if self._server is not None and self._server.running:
+        if self._server is not None and self._server.running:  # its port might be another's by now
             try:
                 self._reset()
                 return self._server
