@@ -11,6 +11,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A deadline is there to end a hang, which pytest-timeout does, and not to measure a busy machine.
+settings.register_profile("imds", deadline=None)
+settings.load_profile("imds")
 
 
 @dataclass(frozen=True)
