@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -190,13 +190,17 @@ def told(report: LogReport) -> Iterator[str]:
     )
 
 
+def _no_step(size: int) -> None:
+    """Show nothing."""
+
+
 def salvaged(
     datadir: DataDir,
     shard: int,
     store: UnifiedStore | None,
     *,
     stop_at_damage: bool,
-    step: Callable[[int], object] = lambda size: None,
+    step: Callable[[int], object] = _no_step,
 ) -> LogReport:
     """Read all that can be read of a log."""
     report = LogReport(datadir.shard_dir(shard))
@@ -266,7 +270,7 @@ def _aside(datadir: DataDir, name: str) -> Path:
 def copy_aside(datadir: DataDir, path: Path) -> Path:
     """Copy one file, synced; return where to."""
     storage, target = datadir.storage, _aside(datadir, path.name)
-    copy_file(storage, path, target, storage.size(path), lambda size: None)
+    copy_file(storage, path, target, storage.size(path), _no_step)
     storage.fsync_dir(target.parent)
     return target
 
@@ -396,10 +400,14 @@ def dump(directory: Path, shard: int | None, first: int, last: int | None, out: 
     Of those numbered ``first`` to ``last``; those of a base are numbered from 1 and shown in any case.
     """
     whole = True
-    with opened(directory) as datadir:
-        for index in chosen(datadir, shard):
+    with opened(directory) as datadir, ExitStack() as stack:
+        shards, step = chosen(datadir, shard), _no_step
+        if not out.isatty():  # otherwise the lines themselves show it
+            step = stack.enter_context(Progress(f"reading {directory}", log_bytes(datadir, shards))).advance
+        for index in shards:
             report = LogReport(datadir.shard_dir(index))
             for piece in examine(datadir.storage, report, index, datadir.generation):
+                step(piece.end - piece.start)
                 one = report.files[-1]
                 where = f"{index} {one.path.name}"
                 if piece.kind == "records":

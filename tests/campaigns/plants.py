@@ -473,7 +473,7 @@ def resharded(seed: int) -> None:
 
 
 def compared(seed: int) -> None:
-    machine.run(60, seed, steps=40, shrink=False)
+    machine.run(15, seed, steps=40, shrink=False)
 
 
 PLANTED = (
@@ -511,10 +511,10 @@ PLANTED = (
     Planted(leftovers_go_before_the_manifest_is_safe, resharded),
     Planted(keys_go_to_the_wrong_shard, resharded),
     Planted(effects_go_in_another_order, resharded, 1),
-    Planted(a_member_is_removed_twice, compared, 4),
-    Planted(the_latest_is_evicted, compared),
-    Planted(ranks_count_from_one, compared),
-    Planted(effects_are_logged_as_spelled, compared),
+    Planted(a_member_is_removed_twice, compared, 10),
+    Planted(the_latest_is_evicted, compared, 13),
+    Planted(ranks_count_from_one, compared, 10),
+    Planted(effects_are_logged_as_spelled, compared, 8),
 )
 
 
