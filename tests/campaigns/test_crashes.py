@@ -33,7 +33,7 @@ def test_every_policy_and_every_kind_of_operation_is_crashed():
 def test_the_same_seed_is_the_same_run():
     tallies = [Tally(), Tally()]
     for tally in tallies:
-        Run(11, tally).go()
+        Run(2, tally).go()
     assert tallies[0] == tallies[1]
     assert tallies[0].states > 20
 
