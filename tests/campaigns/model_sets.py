@@ -253,6 +253,8 @@ def zrandmember(model: Model, key: bytes, *options: bytes) -> Answer:
     if len(options) == 2 and options[1].upper() != b"WITHSCORES":
         raise Wrong("ERR syntax error")
     count = integer(options[0]) if options else 1
+    if count < -(1 << 20):
+        raise Wrong("ERR value is out of range")
     members = dict(model.zset(key))
     if not options:
         return (lambda reply: reply[0] == 0 and reply[1] in members) if members else None
@@ -275,6 +277,8 @@ def zrandmember(model: Model, key: bytes, *options: bytes) -> Answer:
 def zscan(model: Model, key: bytes, cursor: bytes, *options: bytes) -> Answer:
     """Only of one step that gets all is it known what it finds, and not in which order."""
     integer(cursor)
+    if len(options) != 2:
+        raise Wrong("ERR syntax error")
     assert options[0].upper() == b"COUNT"
     members = dict(model.zset(key))
 

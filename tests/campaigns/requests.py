@@ -15,7 +15,7 @@ from imds.commands import Spread
 # the same: of others, ranges of members have no order that is promised.
 TAGGED = (b"{t}1", b"{t}2", b"{t}3")
 SPREAD = (b"a", b"b", b"c", *TAGGED, b"", b"\0\xff", b"key:9", b"key:10", b"key:11", b"key:12")
-LEX = b"lex"
+LEX = b"{t}lex"
 
 
 class Requests:
@@ -136,7 +136,8 @@ class Anything(AtRandom):
         row = TABLE[name]
         several = row.spread is not Spread.KEY or row.numkeys
         self.slot = TAGGED if self.one_slot or several else SPREAD
-        tokens = [name.encode(), *getattr(self, f"of_{name}", lambda: [self.key()])()]
+        words = getattr(self, f"of_{name}", lambda: [self.key()])()
+        tokens = [name.encode(), *(LEX if word == b"lex" else word for word in words)]
         if self.dice.random() < 0.01:
             tokens = tokens[:-1] if self.dice.random() < 0.5 and tokens[2:] else [*tokens, b"more"]
         if self.dice.random() < 0.1:
