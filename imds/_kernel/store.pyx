@@ -335,6 +335,21 @@ cdef void fetch_neighbours(const Request *request) noexcept nogil:
         fetch(request.entry.second.older)
 
 
+cdef size_t fetch_record(const Table *table, const uint8_t *data, size_t size, size_t pos) noexcept nogil:
+    """Have the chain fetched of the key that the record at ``pos`` is about; return where the next one begins."""
+    cdef Request request
+    cdef size_t length
+    if size - pos < RECORD_HEADER:
+        return size
+    length = get_u32(data + pos + 8)
+    pos += RECORD_HEADER
+    if length > size - pos:
+        return size
+    if parse(data + pos, data + pos + length, &request) != NULL and request.count > 1:
+        fetch(chain_of(table, table_hash(table, request.tokens[1].at, request.tokens[1].size)))
+    return pos + length
+
+
 cdef int refuse(bytes refusal) except -1:
     """Raise what a command is refused by, if it is."""
     if refusal is not None:
@@ -1567,13 +1582,18 @@ cdef class UnifiedStore:
             PyBuffer_Release(&view)
 
     cdef object _replay(self, const uint8_t *data, size_t size):
-        cdef size_t pos = 0, length
+        cdef size_t pos = 0, ahead = 0, length
         cdef uint64_t count = 0
         cdef const uint8_t *at
         cdef const uint8_t *end
         cdef Request request
         cdef const Effect *effect
+        while ahead < size and count < AHEAD:
+            ahead = fetch_record(&self._table, data, size, ahead)
+            count += 1
+        count = 0
         while pos < size:
+            ahead = fetch_record(&self._table, data, size, ahead)
             length = get_u32(data + pos + 8) if size - pos >= RECORD_HEADER else size
             if length > size - pos - RECORD_HEADER:
                 raise ValueError("the records end within one")

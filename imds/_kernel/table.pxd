@@ -294,6 +294,7 @@ cdef inline void _grow(Table *table) noexcept nogil:
     """Split one chain. Without memory nothing happens: chains are longer, and the next item tries again."""
     cdef Bucket *spare = NULL
     cdef Bucket *low
+    cdef int i
     if table.buckets == table.room and not _more_room(table):
         return
     low = _bucket(table, table.buckets - table.mask - 1)
@@ -302,6 +303,10 @@ cdef inline void _grow(Table *table) noexcept nogil:
     table.buckets += 1
     if table.buckets == 2 * (table.mask + 1):
         table.mask = 2 * table.mask + 1
+    # FILL items later the next chain is split, and the hash of each of its items made anew.
+    low = _bucket(table, table.buckets - table.mask - 1)
+    for i in range(SLOTS):
+        fetch(item_in(low.slots[i]))
 
 
 cdef inline void _shrink(Table *table) noexcept nogil:
