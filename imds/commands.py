@@ -420,6 +420,14 @@ _ROWS = (
         last_key=-1,
     ),
     _router("unwatch", "", "watch no key any longer"),
+    *(
+        Command(
+            *(f"bzpop{end}", 3, MANY, True, Spread.ROUTER, f"bzpop{end} key [key ...] seconds"),
+            f"wait until one of these keys, of one slot, has a member, take the {most}; 0 seconds: for ever",
+            last_key=-2,
+        )
+        for end, most in (("min", "lowest"), ("max", "highest"))
+    ),
     _all("stats", Combine.ROWS, "one JSON object per shard", process=True),
     _all("sync", Combine.EVERY, "wait until all that this connection wrote is on the disk", process=True),
     _all("rewrite", Combine.EVERY, "have every shard's log rewritten, one after the other", process=True),
