@@ -360,6 +360,65 @@ def test_each_allocation_of_a_command_may_fail(allocations, prepare, request_, o
     assert n > 1 or (allocations.module is kernel and request_[0] in (b"del", b"zadd", b"zrem"))
 
 
+TIMED = [[b"set", b"t", b"v"], [b"pexpireat", b"t", b"5000"]]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "tokens", "options"),
+    [
+        ([], [b"set", b"k", b"v", b"px", b"5000"], {}),
+        (TIMED, [b"set", b"t", b"w", b"keepttl"], {}),
+        (TIMED, [b"append", b"t", b"w" * 500], {}),
+        (TIMED, [b"persist", b"t"], {}),
+        (TIMED, [b"rename", b"t", b"u"], {}),
+        (TIMED + ZSET, [b"rename", b"z", b"t"], {}),
+        ([[b"set", b"k", b"1"]], [b"expire", b"k", b"100"], {}),
+        (ZSET, [b"expire", b"z", b"100"], {}),
+        ([[b"set", b"k", b"1"]], [b"incr", b"k"], {}),
+        ([], [b"mset", b"a", b"1", b"b", b"2", b"c", b"3"], {}),
+        (ZSET[:9], [b"zadd", b"z", b"1", b"a", b"2", b"b", b"3", b"m3"], {}),
+        (ZSET, [b"copy", b"z", b"y"], {}),
+        (ZSET, [b"zunionstore", b"z", b"1", b"z", b"weights", b"2"], {}),
+        (ZSET, [b"zremrangebyrank", b"z", b"0", b"-2"], {}),
+        (TIMED + ZSET, [b"flushall"], {}),
+        ([[b"set", b"a", b"v"]], [b"mset", b"k", b"v", b"l", b"v"], {"capacity": 2, "evict": True}),
+    ],
+    ids=lambda value: (
+        value[0].decode() if isinstance(value, list) and value and isinstance(value[0], bytes) else ""
+    ),
+)
+def test_each_allocation_of_a_function_may_fail(allocations, prepare, tokens, options):
+    """It answers OOM and has no effect at all; nothing is lost; the next try succeeds, and can be undone."""
+    data = seal(2, 1, encode_request(tokens))
+    for n in range(1, 400):
+        store = a_store(prepare, **options)
+        store.now = 1000
+        before = store.digest()
+        allocations.fail(n)
+        try:
+            status, reply = decode_response(store.execute(data)[1], 12)[:2]
+        except MemoryError:
+            status, reply = 2, b""
+        failed = allocations.fail(0)
+        store.check()
+        if status:
+            assert failed
+            assert reply in (b"", commands.OUT_OF_MEMORY.encode())
+            assert (store.digest(), store.log.pending(), store.evictions) == (before, b"", 0)
+            assert decode_response(store.execute(data)[1], 12)[0] == 0
+        elif not failed:
+            break
+        done, records = store.digest(), store.log.pending()
+        store.check()
+        store.rollback()
+        store.check()
+        assert store.digest() == before
+        again = a_store(prepare)
+        again.replay(records)
+        assert again.digest() == done
+    assert n < 399
+
+
 def test_allocations_that_fail_at_random(allocations):
     """Through growth and shrinkage, with and without eviction: the store stays whole, the log agrees."""
     dice = random.Random(6)
