@@ -1,10 +1,14 @@
-"""Connections, transactions and options of a real server, in its own processes."""
+"""Connections, transactions, waiting and options of a real server, in its own processes."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import socket
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +27,21 @@ class Talk:
 
     def __call__(self, *requests: str) -> Any:
         """Ask each; return the last reply: bytes, None, a list, or an error's text as str."""
+        self.send(*requests)
+        return self.replies(len(requests))[-1]
+
+    def send(self, *requests: str) -> None:
+        """Ask each, and wait for nothing."""
         self.sock.sendall(b"".join(request(*line.encode().split()) for line in requests))
-        status, payload = receive_replies(self.sock, len(requests))[-1]
+
+    def replies(self, count: int) -> list[Any]:
+        """Return the next replies, of which there must be so many."""
+        found = [self._value(*reply) for reply in receive_replies(self.sock, count)]
+        assert len(found) == count, found
+        return found
+
+    @staticmethod
+    def _value(status: int, payload: bytes) -> Any:
         if status == LIST:
             return decode_list(payload)
         return {OK: payload, MISSING: None, ERROR: payload.decode(errors="replace")}[status]
@@ -33,6 +50,10 @@ class Talk:
         """Ask for a list of names and values."""
         found = self(line)
         return dict(zip(found[::2], found[1::2], strict=True))
+
+    def wait_blocked(self, clients: int) -> None:
+        """Wait until so many clients of this router wait."""
+        until(f"{clients} wait", lambda: self("client list").count(b" flags=b ") == clients)
 
 
 def test_small_talk(shared: Server) -> None:
@@ -88,17 +109,95 @@ def test_a_shard_killed_again_and_again_carries_out_transactions_whole_or_not(
             value = f"{round_}-{number}"
             answer = talk("multi", *[f"set {{{key}}}{part} {value}" for part in "abc"], "exec")
             assert answer == [b"\0\0\0\0OK"] * 3
-        lines = ["multi", *[f"set {{{key}}}{part} under-way" for part in "abc"], "exec"]
-        talk.sock.sendall(b"".join(request(*line.encode().split()) for line in lines))
+        talk.send("multi", *[f"set {{{key}}}{part} under-way" for part in "abc"], "exec")
         shard.kill()
-        code = receive_replies(talk.sock, 5)[-1][1].split()[0]
+        answer = talk.replies(5)[-1]
+        code = answer.split()[0] if isinstance(answer, str) else "OK"
         one.wait_up()
         found = {talk(f"get {{{key}}}{part}") for part in "abc"}
         assert found in ({value.encode()}, {b"under-way"}), found
-        if code in (b"RETRY", b"SHARDDOWN"):
+        if code in ("RETRY", "SHARDDOWN"):
             assert found == {value.encode()}
         assert talk(f"watch {{{key}}}a") == b"OK"
         assert talk("multi", f"get {{{key}}}a", "exec") is not None
+    one.stop()
+
+
+def test_who_waits_on_a_killed_shard_waits_on_in_order(server: Callable[..., Server]) -> None:
+    one = server().start("--shards", "2")
+    one.expect(rf"shard 0 {KILLED}; restarting")
+    key, other = next(one.keys_of(0)).decode(), next(one.keys_of(1)).decode()
+    first, second, late, talk = (Talk(one) for _ in range(4))
+    first.send(f"bzpopmin {key} 0")
+    talk.wait_blocked(1)
+    second.send(f"bzpopmin {key} 0")
+    talk.wait_blocked(2)
+    shard = one.shard(0)
+    os.kill(shard.pid, signal.SIGSTOP)  # so that it does nothing of what follows
+    late.send(f"zadd {key} 1 never", f"bzpopmin {key} 0", f"get {other}")
+    talk.wait_blocked(3)
+    shard.kill()
+    assert [text.split()[0] for text in late.replies(2)] == ["UNKNOWN", "UNKNOWN"]
+    assert late.replies(1) == [None], "what is behind an error is answered"
+    one.wait_up()
+    assert late(f"zadd {key} 1 a", f"zadd {key} 2 b", f"zadd {key} 3 c") == b"OK"
+    assert first.replies(1) == [[key.encode(), b"a", b"1.0"]]
+    assert second.replies(1) == [[key.encode(), b"b", b"2.0"]]
+    assert late(f"bzpopmin {key} 0") == [key.encode(), b"c", b"3.0"]
+    one.stop()
+
+
+def test_a_queue_on_a_shard_killed_again_and_again(server: Callable[..., Server]) -> None:
+    """No member reaches two clients, and none is lost but, at a death, one for each client that waits."""
+    one = server().start("--shards", "2", "--routers", "2")
+    one.expect(rf"shard 0 {KILLED}; restarting")
+    key = next(one.keys_of(0)).decode()
+    over, kills, takers = threading.Event(), 4, 3
+    sure: set[bytes] = set()
+    unsure: set[bytes] = set()
+    taken: Counter[bytes] = Counter()
+
+    def give(name: str) -> None:
+        talk, number = Talk(one), 0
+        while not over.is_set():
+            number += 1
+            member = f"{name}-{number}"
+            answer = talk(f"zadd {key} {number} {member}")
+            if answer == b"OK":
+                sure.add(member.encode())
+            elif answer.startswith("UNKNOWN"):
+                unsure.add(member.encode())
+            else:
+                time.sleep(0.005)
+
+    def take() -> None:
+        talk = Talk(one)
+        while True:
+            last = over.is_set()
+            answer = talk(f"bzpopmin {key} 0.3")
+            if isinstance(answer, list):
+                taken[answer[1]] += 1
+            elif isinstance(answer, str):
+                time.sleep(0.005)
+            elif last:
+                break
+
+    givers = [threading.Thread(target=give, args=(f"giver{number}",)) for number in range(2)]
+    threads = givers + [threading.Thread(target=take) for _ in range(takers)]
+    for thread in threads:
+        thread.start()
+    for _ in range(kills):
+        before = sum(taken.values())
+        until("members are taken", lambda before=before: sum(taken.values()) > before + 200)
+        one.shard(0).kill()
+        one.wait_up()
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert max(taken.values()) == 1
+    assert taken.keys() <= sure | unsure
+    assert len(sure - taken.keys()) <= kills * takers
+    assert Talk(one)(f"zcard {key}") == b"0"
     one.stop()
 
 
