@@ -70,6 +70,34 @@ cdef class RecordEncoder:
         buffer_empty(&self._pending)
         self.sequence = self._mark
 
+    def place(self):
+        """Return where the next record begins, for join and cut in the same batch."""
+        return self._pending.size, self.sequence
+
+    def join(self, (size_t, uint64_t) place):
+        """Make one record of all since ``place``; return whether they fit into one: else nothing changes."""
+        cdef size_t at = place[0], size, total
+        cdef uint64_t records = self.sequence - place[1]
+        cdef uint8_t *data = self._pending.data
+        cdef uint8_t *to = data + at + HEADER
+        if records < 2:
+            return True
+        total = self._pending.size - at - HEADER * records
+        if total > MAX_EFFECT:
+            return False
+        while at < self._pending.size:
+            size = get_u32(data + at + 8)
+            memory.memmove(to, data + at + HEADER, size)
+            to += size
+            at += HEADER + size
+        self.cut(place)
+        self.end(total)
+        return True
+
+    def cut(self, (size_t, uint64_t) place):
+        """Forget the records since ``place``, and take their sequence numbers back."""
+        self._pending.size, self.sequence = place
+
 
 def verify_records(buf, uint64_t seed, uint64_t sequence):
     """Return (records, bytes, damage) for the records at the start of ``buf``, as the twin says."""

@@ -699,6 +699,18 @@ cdef class UnifiedStore:
             self._out.size = before
             self._replies = replies
 
+    def together(self, act):
+        """Return what ``act`` returns, its effects one record; None, and nothing has happened, if it is too large."""
+        cdef size_t undo = self._undo_count
+        cdef uint64_t evicted = self._evicted, expired = self._expired
+        place = self.log.place()
+        reply = act()
+        if self.log.join(place):
+            return reply
+        self._undo_to(undo, evicted, expired)
+        self.log.cut(place)
+        return None
+
     # ---- replies ---------------------------------------------------------------------------------
 
     cdef inline int _reserve_reply(self, size_t size) except -1:

@@ -13,7 +13,7 @@ does not pass for one of ours. Sequence numbers rise by one, over all segments o
 
 An effect is what happened, not what was asked for: an eviction is a ``del``. Replaying effects in order
 gives the same data whatever the limits, the clock and the policy are by then. A record has all effects of one
-command, mostly one: after a crash all of them are there, or none.
+command, mostly one, or of one transaction: after a crash all of them are there, or none.
 
 The compiled twin is ``_kernel/record.pyx``; ``tests/shard/test_record.py`` holds both to the same cases.
 """
@@ -72,6 +72,27 @@ class RecordEncoder:
         """Forget the pending records and take their sequence numbers back."""
         self._parts.clear()
         self.sequence = self._mark
+
+    def place(self) -> tuple[int, int]:
+        """Return where the next record begins, for :meth:`join` and :meth:`cut` in the same batch."""
+        return len(self._parts), self.sequence
+
+    def join(self, place: tuple[int, int]) -> bool:
+        """Make one record of all since ``place``; return whether they fit into one: else nothing changes."""
+        start, sequence = place
+        if self.sequence - sequence < 2:
+            return True
+        effect = b"".join(body[_HASHED.size :] for body in self._parts[start + 1 :: 2])
+        if len(effect) > MAX_EFFECT:
+            return False
+        self.cut(place)
+        self.add(effect)
+        return True
+
+    def cut(self, place: tuple[int, int]) -> None:
+        """Forget the records since ``place``, and take their sequence numbers back."""
+        start, self.sequence = place
+        del self._parts[start:]
 
 
 def verify_records(buf: Buffer, seed: int, sequence: int) -> tuple[int, int, str | None]:

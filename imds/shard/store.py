@@ -265,6 +265,19 @@ class UnifiedStore:
         self._room = room
         return _TOO_LONG if len(reply) > self.max_response and len(reply) > SHORT else reply
 
+    def together(self, act: Callable[[], bytes]) -> bytes | None:
+        """Return what ``act`` returns, who may :meth:`run` requests: all their effects are one record.
+
+        None if they are too large for one: nothing has happened then.
+        """
+        undo, evicted, expired, place = len(self._undo), self._evicted, self._expired, self.log.place()
+        reply = act()
+        if self.log.join(place):
+            return reply
+        self._undo_to(undo, evicted, expired)
+        self.log.cut(place)
+        return None
+
     def _answer(self, frame: bytes, tokens: list[bytes]) -> bytes:
         """Run one request, given as frame and as tokens; return the reply frame."""
         if not tokens:

@@ -9,12 +9,14 @@
                                         reply; missing if a key has changed
 
 An ``_exec`` is one request of a batch, so nothing runs in between, and what it did is undone with the batch.
-Its watches end with it.
+Its effects are one record of the log: after a crash, a power cut too, all of them are there, or none. If they
+are too large for one, nothing is done. Its watches end with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from imds.protocol import (
     LIST,
@@ -26,20 +28,31 @@ from imds.protocol import (
     encode_request,
     encode_response,
 )
+from imds.shard.record import MAX_EFFECT
 from imds.shard.watches import Watches
 
 SHORT = 128  # bytes of a reply that is given however long the others are
 
 _DONE = encode_response(OK, b"OK")
 _CHANGED = encode_response(MISSING)
+_TOO_LARGE = encode_error(
+    f"EXECABORT Transaction discarded because its effects are more than {MAX_EFFECT} bytes."
+)
 _TOO_LONG = encode_error("ERR the replies to this transaction are too long together")[4:]
 
 
-class Transactions:
-    """Answers the hooks. ``run`` executes one request frame in the batch and returns its reply frame."""
+class Store(Protocol):
+    """What runs requests in the midst of a batch: see ``UnifiedStore``."""
 
-    def __init__(self, run: Callable[[bytes], bytes], watches: Watches) -> None:
-        self._run = run
+    def run(self, frame: bytes, /) -> bytes: ...
+    def together(self, act: Callable[[], bytes], /) -> bytes | None: ...
+
+
+class Transactions:
+    """Answers the hooks. ``store`` returns the shard's."""
+
+    def __init__(self, store: Callable[[], Store], watches: Watches) -> None:
+        self._store = store
         self._watches = watches
         self.max_response = MAX_RESPONSE - (64 << 10)
 
@@ -66,10 +79,14 @@ class Transactions:
         self._watches.unwatch(router, client, keys)
         if not unchanged:
             return _CHANGED
+        return self._store().together(lambda: self._run(words[frames_at:])) or _TOO_LARGE
+
+    def _run(self, frames: list[bytes]) -> bytes:
+        run = self._store().run
         replies = []
         size = 0
-        for frame in words[frames_at:]:
-            reply = self._run(frame)[4:]
+        for frame in frames:
+            reply = run(frame)[4:]
             if len(reply) > SHORT and size + len(reply) > self.max_response:
                 reply = _TOO_LONG
             size += len(reply) + 4
@@ -78,5 +95,6 @@ class Transactions:
 
     def _expire(self, keys: list[bytes]) -> None:
         """Have those removed, and logged, of which the time is over, though nobody has looked at them."""
+        run = self._store().run
         for key in keys:
-            self._run(encode_request([b"exists", key]))
+            run(encode_request([b"exists", key]))

@@ -103,7 +103,7 @@ class Worker:
         self._channel = channel
         self._log = RecordEncoder(0)
         self._watches = Watches(lambda: self._log.pending())
-        self._transactions = Transactions(lambda frame: self._store.run(frame), self._watches)
+        self._transactions = Transactions(lambda: self._store, self._watches)
         self._waiting = Waiting(lambda frame: self._store.run(frame))
         self._store = self._new_store()
         self._selector = selectors.DefaultSelector()

@@ -7,6 +7,7 @@ moves by itself: ``Fleet.serve`` lets shards act, ``kill`` and ``revive`` end an
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from switch_model import SEED
@@ -55,7 +56,7 @@ class Shard:
         self.log = RecordEncoder(1)
         self.watches = Watches(self.log.pending)
         self.waiting = Waiting(self.run)
-        transactions = Transactions(self.run, self.watches)
+        transactions = Transactions(lambda: self, self.watches)
         self.hooks = {
             b"_watch": transactions.on_watch,
             b"_unwatch": transactions.on_unwatch,
@@ -102,6 +103,10 @@ class Shard:
         if name in WRITES and reply[4:8] != b"\0\0\0\2" and reply != NONE:
             self.log.add(frame)
         return reply
+
+    @staticmethod
+    def together(act: Callable[[], bytes]) -> bytes:
+        return act()
 
     def answer(self, name: bytes, words: list[bytes]) -> bytes:
         data, key = self.data, words[0] if words else b""

@@ -65,6 +65,48 @@ def test_any_buffer_will_do(encoder, verify, kind):
     assert verify(kind(records), SEED, 1) == (len(EFFECTS), len(records), None)
 
 
+@given(
+    before=st.lists(st.binary(max_size=40), max_size=3),
+    joined=st.lists(st.binary(max_size=40), max_size=6),
+    after=st.lists(st.binary(max_size=40), max_size=3),
+    cut=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_records_made_one_or_none(encoder, before, joined, after, cut):
+    log = encoder(SEED, 5)
+    for effect in before:
+        log.add(effect)
+    place = log.place()
+    for effect in joined:
+        log.add(effect)
+    if cut:
+        log.cut(place)
+        expected = [*before, *after]
+    else:
+        assert log.join(place)
+        expected = [*before, *([b"".join(joined)] if joined else []), *after]
+    for effect in after:
+        log.add(effect)
+    assert log.pending() == written(encoder, expected, 5)
+    assert log.sequence == 5 + len(expected)
+
+
+def test_what_is_too_large_for_one_record_stays_as_it_is(encoder, verify):
+    half = bytes(MAX_EFFECT // 2)
+    log = encoder(SEED)
+    place = log.place()
+    for effect in (half, half):
+        log.add(effect)
+    assert log.join(place)
+    assert verify(log.pending(), SEED, 1)[0] == 1
+    log.add(b"more")
+    records = log.pending()
+    assert not log.join(place)
+    assert log.pending() == records
+    log.cut(place)
+    assert (log.pending(), log.sequence) == (b"", 1)
+
+
 def test_cut_at_each_byte(encoder, verify):
     records = written(encoder, EFFECTS)
     ends = [0] + [end for _number, _start, end in each_record(records)]

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imds.protocol import LIST, OK, decode_list, encode_error, encode_list, encode_request, encode_response
+from imds.protocol import (
+    ERROR,
+    LIST,
+    OK,
+    decode_list,
+    decode_response,
+    encode_error,
+    encode_list,
+    encode_request,
+    encode_response,
+)
 from imds.shard import record
 from imds.shard.transactions import Transactions
 from imds.shard.watches import FEW, Watches, touched
@@ -110,13 +122,18 @@ class TestTransactions:
     def make(self, answers: dict[bytes, bytes]) -> tuple[Transactions, Watches, list[bytes], Log]:
         log, ran = Log(), []
 
-        def run(frame: bytes) -> bytes:
-            if frame in answers:
-                ran.append(frame)
-            return answers.get(frame, encode_response(OK, b"0"))
+        class Store:
+            def run(self, frame: bytes) -> bytes:
+                if frame in answers:
+                    ran.append(frame)
+                return answers.get(frame, encode_response(OK, b"0"))
 
-        watches = Watches(log.pending)
-        return Transactions(run, watches), watches, ran, log
+            def together(self, act: Callable[[], bytes]) -> bytes | None:
+                reply = act()
+                return None if b"too much" in ran else reply
+
+        watches, store = Watches(log.pending), Store()
+        return Transactions(lambda: store, watches), watches, ran, log
 
     def test_each_reply_is_whole_in_its_element(self) -> None:
         frames = [encode_request([b"get", b"%d" % number]) for number in range(3)]
@@ -126,6 +143,11 @@ class TestTransactions:
         assert decode_list(reply[8:]) == [one[4:] for one in replies]
         assert ran == frames
         assert hooks.on_exec([b"0", b"1", b"0"]) == encode_response(LIST, encode_list([]))
+
+    def test_effects_that_are_too_many(self) -> None:
+        hooks, _watches, _ran, _log = self.make({b"too much": DONE})
+        status, text, _ = decode_response(hooks.on_exec([b"0", b"1", b"0", b"too much"])) or (0, b"", 0)
+        assert (status, text[:10]) == (ERROR, b"EXECABORT ")
 
     def test_a_change_keeps_it_from_running(self) -> None:
         frame = encode_request([b"get", b"k"])
