@@ -323,6 +323,7 @@ _SORTED_SETS = (
     _read("zcard key", "how many members there are", 2),
     _read("zcount key min max", "how many scores are between; ( in front excludes a bound", 4),
     _read("zlexcount key min max", "how many members are between; [a, (a, - and + are bounds", 4),
+    _read("zrangebyrank key start stop [WITHSCORES]", "members by rank, lowest first; -1 is the last", 4, 5),
     _read("zrevrange key start stop [WITHSCORES]", "members by rank, highest first", 4, 5),
     _read(
         "zrangebyscore key min max [WITHSCORES] [LIMIT offset count]",
@@ -407,7 +408,12 @@ _ROWS = (
     _router("command", "[LIST|COUNT|INFO|DOCS|GETKEYS] [...]", "the commands that there are", last=MANY),
     _router("info", "[section ...]", "the server in numbers", last=MANY),
     _router("config", "GET|SET pattern|name [value] [...]", "the server's options", last=MANY, admin=True),
-    _router("memory", "STATS", "what data and processes take, in bytes", last=3),
+    _router(
+        "memory",
+        "STATS|USAGE [key] [SAMPLES number]",
+        "what data and processes take, or one key, in bytes",
+        last=5,
+    ),
     _router("time", "", "seconds since 1970, and microseconds"),
     _router("where", "key", "the slot and the shard of key, and whether it is up", first_key=1),
     _router("slots", "", "which shard owns which slots"),

@@ -552,6 +552,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bound_unix = False
     try:
         listeners = listen(config)
+        config = dataclasses.replace(config, port=listeners[0][0].getsockname()[1])  # what it is, if it was 0
         bound_unix = bool(config.unix)
         directory = DataDir.open(Path(config.dir), config.shards)
         if directory.shards != config.shards:

@@ -31,6 +31,7 @@ CHANGEABLE = (
     "capacity",
     "maxmemory",
     "maxmemory_policy",
+    "appendfsync",
     "aof_rewrite_percentage",
     "aof_rewrite_min_size",
     "max_clients",
@@ -143,12 +144,15 @@ class ServerCommands:
         self._rows(lambda rows: text(info.report(rows, requests.host.config, counts, wanted)), request)
 
     def _memory(self, request: Request) -> bytes | None:
-        """``memory stats``: what data and processes take."""
-        word = request.tokens[1].lower()
-        if word != b"stats":
+        """``memory stats``: what data and processes take. ``memory usage key [samples n]``: of one key."""
+        word, words = request.tokens[1].lower(), request.tokens[2:]
+        if word not in (b"stats", b"usage"):
             return unknown_subcommand("memory", word)
-        if len(request.tokens) != 2:
+        if (word == b"usage") is not bool(words):
             return WRONG_ARITY
+        if words:
+            self._requests.forward(request, self._requests.slots.shard_of(words[0]))
+            return None
         self._rows(lambda rows: listed(part for pair in info.memory(rows).items() for part in pair), request)
         return None
 

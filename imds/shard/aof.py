@@ -257,6 +257,15 @@ class Aof:
             self._thread = Thread(target=self._sync_every_second, name="aof-sync", daemon=True)
             self._thread.start()
 
+    def _end_thread(self) -> None:
+        if self._thread is not None:
+            with self._changed:
+                self._closing = True
+                self._changed.notify_all()
+            self._thread.join()
+            self._thread = None
+            self._closing = False
+
     def _cut_torn_tail(self, fd: int, reader: Reader) -> Iterator[None]:
         """Where a segment is damaged: cut the log there, or raise AofDamaged; yield now and then.
 
@@ -467,6 +476,16 @@ class Aof:
         if self.failed is not None:
             self._raise_failed()
 
+    def set_policy(self, policy: str) -> None:
+        """Keep to another policy from now on; all that was appended is durable. Raises as :meth:`sync` does.
+
+        A sync that is under way is waited for.
+        """
+        self.flush()
+        self._end_thread()
+        self.policy = policy
+        self._start_thread()
+
     def check(self) -> None:
         """Raise AofStalled if no sync of ``everysec`` has ended for MAX_STALL seconds, or what has failed."""
         since = self._syncing_since
@@ -550,12 +569,7 @@ class Aof:
 
         Raises AofSyncFailed or AofBroken as :meth:`flush` does, with the file closed all the same.
         """
-        if self._thread is not None:
-            with self._changed:
-                self._closing = True
-                self._changed.notify_all()
-            self._thread.join()
-            self._thread = None
+        self._end_thread()
         if self._next is not None:
             with suppress(OSError):
                 self._storage.close(self._next[1])

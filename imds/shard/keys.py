@@ -179,7 +179,12 @@ def object_(store: Keyspace, subcommand: bytes, key: bytes) -> Item:
 
 @command
 def memory(store: Keyspace, subcommand: bytes, *rest: bytes) -> int | None:
-    """Return the bytes that the key is counted with. The router answers the other forms."""
-    if subcommand.lower() != b"usage" or len(rest) != 1:
+    """Return the bytes that the key is counted with: all of them, so SAMPLES changes nothing.
+
+    The router answers the other forms.
+    """
+    if subcommand.lower() != b"usage" or len(rest) not in (1, 3):
+        raise syntax()
+    if len(rest) == 3 and (rest[1].upper() != b"SAMPLES" or integer(rest[2]) < 0):
         raise syntax()
     return store.memory(rest[0])

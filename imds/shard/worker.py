@@ -19,6 +19,8 @@ What stays true:
   and the supervisor starts it anew; what the log holds is then written to new files before it is served.
 * ``sync`` has the whole turn synced before its replies go, as ``always`` does for each: who asks for it
   waits for the disk, and so does everybody else of that turn, but once for all.
+* Another policy is in force from the end of the turn in which it was asked for; all that was written before
+  is on the disk by then, so what any policy has promised by now is kept.
 * Under ``everysec`` a turn that writes waits while the oldest unsynced write is more than 2 s old, and the
   process ends when it is 10 s old: a shard whose disk does not answer is better seen to be down.
 * The store's clock stands still during a turn. Keys whose deadline has come are gone for every request; those
@@ -232,6 +234,7 @@ class Worker:
                 self._links.again(self._store)
             self._watches.end_batch(records)
         self._store.commit()
+        self._follow_policy()
         if self._links.hold:
             self._aof.flush()
         elif records:
@@ -276,6 +279,8 @@ class Worker:
                 self._add_link(fds[0], message["router"])
             elif message["kind"] == "configure":
                 self._configure(message["changes"])
+                if not self._loading:
+                    self._follow_policy()
             elif message["kind"] == "stop":
                 self._stopping = True
             elif message["kind"] == "switch":
@@ -324,6 +329,7 @@ class Worker:
         self._store.enforce_limits()
         self._keep()
         self._loading = None
+        self._follow_policy()
         seconds = time.monotonic() - started
         log.debug("%d keys loaded in %.2f s", self._store.keys, seconds)
         self._channel.send("ready", keys=self._store.keys, seconds=seconds)
@@ -382,6 +388,7 @@ class Worker:
     def _on_configure(self, arguments: list[bytes]) -> bytes:
         """``config set``, as a router passes it on. So does the supervisor, for those who start just now."""
         self._configure(json.loads(arguments[0]))
+        self._links.hold |= self._aof.policy != self._config.appendfsync  # so that the turn is settled
         return _DONE
 
     def _configure(self, changes: dict[str, Any]) -> None:
@@ -391,6 +398,10 @@ class Worker:
         store.maxmemory = config.share(config.maxmemory, self._shard)
         store.evict = config.maxmemory_policy == "allkeys-lru"
         logging.getLogger().setLevel(config.log_level.upper())
+
+    def _follow_policy(self) -> None:
+        if self._aof.policy != self._config.appendfsync:
+            self._aof.set_policy(self._config.appendfsync)
 
     # -- rewriting it -----------------------------------------------------------------------------
 

@@ -150,6 +150,12 @@ def zrange(store: Keyspace, key: bytes, first: bytes, last: bytes, *options: byt
 
 
 @command
+def zrangebyrank(store: Keyspace, key: bytes, first: bytes, last: bytes, *options: bytes) -> list[Item]:
+    """Return a range of ranks: what Redis' ``zrange`` of four tokens returns."""
+    return _range(store, key, first, last, options, frozenset({b"WITHSCORES"}))
+
+
+@command
 def zrevrange(store: Keyspace, key: bytes, first: bytes, last: bytes, *options: bytes) -> list[Item]:
     """Return a range of ranks, from the highest."""
     return _range(store, key, first, last, options, frozenset({b"rev", b"WITHSCORES"}))

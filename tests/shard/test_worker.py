@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -154,6 +156,42 @@ def test_a_write_is_in_the_file_before_its_reply_leaves(shards: dict[str, Shard]
                 assert events == ["write", "sync"], "one sync, and the reply after it"
         assert "write" not in shard.disk.early
         assert policy != "always" or not shard.disk.early
+
+
+def test_another_policy_begins_with_all_on_the_disk(shards: dict[str, Shard]) -> None:
+    def change(shard: Shard, policy: str) -> list[str]:
+        shard.disk.events.clear()
+        changes = json.dumps({"appendfsync": policy}).encode()
+        assert shard.ask((b"set", b"before", b"1"), (b"_configure", changes)) == [(OK, b"OK")] * 2
+        assert shard.aof.policy == policy
+        return shard.disk.events.copy()
+
+    def events_of_a_write(shard: Shard) -> list[str]:
+        shard.disk.events.clear()
+        assert shard.ask((b"set", b"k", b"v")) == [(OK, b"OK")]
+        return [name for name in shard.disk.events if name != "truncate"]
+
+    shard = shards["everysec"]
+    shard.ask((b"set", b"k", b"v"))
+    assert change(shard, "always")[-2:] == ["write", "sync"]
+    assert events_of_a_write(shard) == ["write", "sync"]
+    assert change(shard, "no")[-2:] == ["write", "sync"]
+    assert events_of_a_write(shard) == ["write"]
+    assert change(shard, "everysec")[-2:] == ["write", "sync"]
+    assert shard.aof.stats()["aof_unsynced_bytes"] == 0
+    assert events_of_a_write(shard) == ["write"]
+    until = time.monotonic() + DEADLINE
+    while "sync" not in shard.disk.events:
+        assert time.monotonic() < until, "nobody syncs"
+        time.sleep(0.01)
+    assert not shard.disk.early, "a reply left before the disk had what it rests on"
+    shard = shards["no"]
+    shard.control.send("configure", changes={"appendfsync": "always"})
+    until = time.monotonic() + DEADLINE
+    while shard.aof.policy != "always":
+        assert time.monotonic() < until, "the supervisor is not heard"
+        time.sleep(0.01)
+    assert events_of_a_write(shard) == ["write", "sync"]
 
 
 def test_reads_touch_no_disk(shards: dict[str, Shard]) -> None:
