@@ -10,11 +10,13 @@ side is gone: a child then stops.
     supervisor -> shard    link {router} + 1 fd · configure {changes} · stop
                            switch · adopt {base} · unrewritten {reason}
     supervisor -> router   link {shard, restarts} + 1 fd · down {shard, reason, restarts}
-                           configure {changes} · drain
+                           configure {changes} · ask {router, number} + 1 fd
+                           answered {number, peer, there} · drain
     shard -> supervisor    loading {done, total, records, left} · ready {keys, seconds} · refused {reason}
                            rewrite {at_once} · switched · rewritten {error}
     rewriter -> supervisor folded {base} · failed {reason}
     router -> supervisor   ready · distrust {shard} · configure {changes}
+                           ask {number} + 1 fd for each other router · answered {router, number}
 """
 
 from __future__ import annotations

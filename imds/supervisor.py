@@ -262,7 +262,7 @@ class Supervisor:
         channel = child.channel
         if channel is None:
             return
-        for message, _fds in channel.receive():
+        for message, fds in channel.receive():
             kind = message["kind"]
             if child is self._rewriter:
                 self._on_rewriter(message)
@@ -283,6 +283,10 @@ class Supervisor:
                 )
             elif kind == "configure":
                 self._on_configure(child, message["changes"])
+            elif kind == "ask":
+                self._on_ask(child, message["number"], fds)
+            elif kind == "answered":
+                self._tell_answered(self._routers[message["router"]], message["number"], child, there=True)
             elif kind == "rewrite":
                 self._rewrites.ask(child.index, time.monotonic(), at_once=message["at_once"])
             elif kind == "switched":
@@ -299,6 +303,22 @@ class Supervisor:
         for child in self._shards + self._routers:
             if child is not router and child.channel is not None:
                 child.channel.send("configure", changes=changes)
+
+    def _on_ask(self, router: Child, number: int, files: list[int]) -> None:
+        """A router asks the others, by a file for each."""
+        others = [other for other in self._routers if other is not router]
+        for other, fd in zip(others, files, strict=True):
+            there = other.channel is not None and other.channel.send(
+                "ask", (fd,), router=router.index, number=number
+            )
+            if not there:
+                self._tell_answered(router, number, other, there=False)
+            os.close(fd)
+
+    @staticmethod
+    def _tell_answered(router: Child, number: int, other: Child, *, there: bool) -> None:
+        if router.channel is not None:
+            router.channel.send("answered", number=number, peer=other.index, there=there)
 
     def _close_channel(self, child: Child) -> None:
         if child.channel is not None:

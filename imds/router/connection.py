@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from imds import __version__
@@ -21,7 +20,7 @@ from imds.router.replies import (
     text,
     unknown_subcommand,
 )
-from imds.router.request import Request
+from imds.router.request import Handler, Request
 
 if TYPE_CHECKING:
     from imds.router.requests import Requests
@@ -42,7 +41,7 @@ _BAD_CLIENT_ID = encode_error("ERR client-id should be greater than 0")
 
 
 class ConnectionCommands:
-    """The handlers, each of which returns its reply at once."""
+    """The handlers. What is about all connections is answered when every router has answered."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
@@ -55,7 +54,7 @@ class ConnectionCommands:
             "auth": self._auth,
             "client": self._client,
         }
-        self._subcommands: dict[bytes, tuple[range, Callable[[Request], bytes]]] = {
+        self._subcommands: dict[bytes, tuple[range, Handler]] = {
             b"id": (range(2, 3), lambda request: number(request.session.number)),
             b"list": (range(2, 99), self._list),
             b"info": (range(2, 3), lambda request: text(self._line(request.client.owner))),
@@ -63,6 +62,7 @@ class ConnectionCommands:
             b"setname": (range(3, 4), self._set_name),
             b"getname": (range(2, 3), lambda request: text(name) if (name := request.session.name) else NONE),
         }
+        requests.peers.handlers |= {b"list": self._lines, b"kill": self._kill_some, b"count": self._count}
 
     def _ping(self, request: Request) -> bytes:
         return text(request.tokens[1]) if len(request.tokens) > 1 else _PONG
@@ -117,7 +117,7 @@ class ConnectionCommands:
 
     # -- client -----------------------------------------------------------------------------------
 
-    def _client(self, request: Request) -> bytes:
+    def _client(self, request: Request) -> bytes | None:
         word = request.tokens[1].lower()
         if word not in self._subcommands:
             return unknown_subcommand("client", word)
@@ -134,18 +134,34 @@ class ConnectionCommands:
         request.session.name = name
         return DONE
 
-    def _list(self, request: Request) -> bytes:
-        """``client list [id n ...]``: a line for each connection of this router."""
-        chosen: Iterable[Any] = self._requests.host.connections
-        if len(request.tokens) > 2:
-            if request.tokens[2].lower() != b"id" or len(request.tokens) == 3:
-                return SYNTAX_ERROR
-            if not all(word.isdigit() for word in request.tokens[3:]):
-                return _BAD_CLIENT_ID
-            numbers = {int(word) for word in request.tokens[3:]}
-            chosen = [one for one in chosen if one.session.number in numbers]
-        lines = [self._line(one) for one in sorted(chosen, key=lambda one: one.session.number)]
-        return text("".join(lines))
+    def _list(self, request: Request) -> bytes | None:
+        """``client list [id n ...]``: a line for each connection."""
+        words = request.tokens[2:]
+        if words and (words[0].lower() != b"id" or len(words) == 1):
+            return SYNTAX_ERROR
+        if not all(word.isdigit() for word in words[1:]):
+            return _BAD_CLIENT_ID
+
+        def done(parts: list[bytes]) -> None:
+            lines = b"".join(parts).splitlines(keepends=True)
+            lines.sort(key=lambda line: int(line[len(b"id=") : line.index(b" ")]))
+            self._requests.answer(request, text(b"".join(lines)))
+
+        self._requests.peers.ask([b"list", *words[1:]], done)
+        return None
+
+    def _lines(self, words: list[bytes]) -> bytes:
+        """Return the lines of this router's connections, of all or of those with these numbers."""
+        numbers = set(map(int, words))
+        chosen = [
+            one for one in self._requests.host.connections if not words or one.session.number in numbers
+        ]
+        return "".join(map(self._line, chosen)).encode()
+
+    def _count(self, _words: list[bytes]) -> bytes:
+        """Return how many connections this router has, and how many of them wait."""
+        connections = self._requests.host.connections
+        return b"%d %d" % (len(connections), sum(one.session.waits is not None for one in connections))
 
     def _line(self, connection: Any) -> str:
         session, client = connection.session, connection.client
@@ -166,14 +182,12 @@ class ConnectionCommands:
         }
         return " ".join(f"{name}={value}" for name, value in fields.items()) + "\n"
 
-    def _kill(self, request: Request) -> bytes:
-        """``client kill addr`` or ``client kill [id n] [addr a] [skipme yes|no]``: of this router."""
+    def _kill(self, request: Request) -> bytes | None:
+        """``client kill addr`` or ``client kill [id n] [addr a] [skipme yes|no]``."""
         words = request.tokens[2:]
-        if len(words) == 1:
-            found = self._matching({b"addr": words[0]})
-            for connection in found:
-                self._end(connection, request)
-            return DONE if found else _NO_CLIENT
+        alone = len(words) == 1
+        if alone:
+            words = [b"addr", *words, b"skipme", b"no"]
         if len(words) % 2:
             return SYNTAX_ERROR
         filters = {name.lower(): value for name, value in zip(words[::2], words[1::2], strict=True)}
@@ -182,27 +196,33 @@ class ConnectionCommands:
             return SYNTAX_ERROR
         if not filters.get(b"id", b"1").isdigit():
             return _BAD_CLIENT_ID
-        found = self._matching(filters)
-        if skip == b"yes":
-            found = [one for one in found if one is not request.client.owner]
-        for connection in found:
-            self._end(connection, request)
-        return number(len(found))
 
-    def _matching(self, filters: dict[bytes, bytes]) -> list[Any]:
-        return [
+        def done(parts: list[bytes]) -> None:
+            killed = sum(map(int, parts))
+            reply = number(killed) if not alone else DONE if killed else _NO_CLIENT
+            self._requests.answer(request, reply)
+
+        asker = b"%d" % request.session.number
+        self._requests.peers.ask([b"kill", asker, skip, *[x for pair in filters.items() for x in pair]], done)
+        return None
+
+    def _kill_some(self, words: list[bytes]) -> bytes:
+        """Close this router's connections that match, one's own after the reply; return how many."""
+        asker, skip, *rest = words
+        filters = dict(zip(rest[::2], rest[1::2], strict=True))
+        found = [
             one
             for one in self._requests.host.connections
             if filters.get(b"addr") in (None, address(one.sock).encode())
             and (b"id" not in filters or int(filters[b"id"]) == one.session.number)
+            and not (skip == b"yes" and one.session.number == int(asker))
         ]
-
-    def _end(self, connection: Any, request: Request) -> None:
-        """Close a connection; one's own after the reply."""
-        if connection is request.client.owner:
-            connection.client.closing = True
-        else:
-            self._requests.host.drop(connection)
+        for connection in found:
+            if connection.session.number == int(asker):
+                connection.client.closing = True
+            else:
+                self._requests.host.drop(connection)
+        return b"%d" % len(found)
 
 
 def _check(user: bytes) -> bytes:

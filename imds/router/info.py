@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RouterCounts:
-    """What the router itself knows. ``started`` in seconds since 1970."""
+    """What routers know: whose ``number`` it is, its start in seconds since 1970, the connections of all."""
 
     number: int
     started: float

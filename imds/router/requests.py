@@ -32,6 +32,7 @@ from imds.router.connection import ConnectionCommands
 from imds.router.fanout import Fanout, split
 from imds.router.gather import Gather, ShardStatus
 from imds.router.kernel import RETRY, UNKNOWN_OUTCOME, Asked, Client, Switch
+from imds.router.peers import Peers
 from imds.router.request import CROSS_SLOT, Handler, Host, Reply, Request
 from imds.router.server import ServerCommands
 from imds.router.transactions import Transactions
@@ -59,6 +60,7 @@ class Requests:
         self.touch = host.touch
         self.number = b"%d" % number
         self.handlers: dict[str, Callable[[Request], bytes | None]] = {}
+        self.peers = Peers(host, number)
         self.transactions = Transactions(self)
         self.blocking = Blocking(self)
         ConnectionCommands(self)
@@ -125,7 +127,7 @@ class Requests:
     @property
     def busy(self) -> bool:
         """Whether :meth:`on_time` has to be called now and then."""
-        return bool(self._gathers or self.blocking)
+        return bool(self._gathers or self.blocking or self.peers)
 
     def on_time(self) -> None:
         """Give up what has been waited for too long."""
@@ -134,6 +136,7 @@ class Requests:
             return
         self._look_at = now + LOOK_EVERY
         self.blocking.on_time()
+        self.peers.on_time()
         for gather in [one for one in self._gathers if now >= one.deadline]:
             self._finish(gather)
 

@@ -395,6 +395,10 @@ class Router:
             elif kind == "configure":
                 for field, value in message["changes"].items():
                     self.configure(field, value)
+            elif kind == "ask":
+                self._requests.peers.on_ask(message["router"], message["number"], fds[0])
+            elif kind == "answered":
+                self._requests.peers.on_answered(message["number"], message["peer"], there=message["there"])
             elif kind == "drain":
                 self._drain()
         if channel.closed and not self._drains_until:

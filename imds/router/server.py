@@ -135,13 +135,14 @@ class ServerCommands:
         """``info [section ...]``: as Redis shows it."""
         wanted = [word.lower().decode(errors="replace") for word in request.tokens[1:]]
         requests = self._requests
-        counts = info.RouterCounts(
-            number=int(requests.number),
-            started=self._started,
-            clients=len(requests.host.connections),
-            blocked=sum(1 for one in requests.host.connections if one.session.waits is not None),
-        )
-        self._rows(lambda rows: text(info.report(rows, requests.host.config, counts, wanted)), request)
+
+        def counted(parts: list[bytes]) -> None:
+            pairs = [part.split() for part in parts]
+            clients, blocked = (sum(int(pair[at]) for pair in pairs) for at in (0, 1))
+            counts = info.RouterCounts(int(requests.number), self._started, clients, blocked)
+            self._rows(lambda rows: text(info.report(rows, requests.host.config, counts, wanted)), request)
+
+        requests.peers.ask([b"count"], counted)
 
     def _memory(self, request: Request) -> bytes | None:
         """``memory stats``: what data and processes take. ``memory usage key [samples n]``: of one key."""

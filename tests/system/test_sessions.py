@@ -14,6 +14,7 @@ from typing import Any
 
 from serving import Server, receive_replies, request, until
 
+from imds.config import MAX_ROUTERS
 from imds.protocol import ERROR, LIST, MISSING, OK, decode_list
 
 KILLED = "was killed by SIGKILL"
@@ -70,6 +71,10 @@ def test_small_talk(shared: Server) -> None:
     assert talk.fields("where some-key")[b"state"] == b"up"
     assert len(talk("slots")) == 4
     assert int(talk.fields("memory stats")[b"shards.rss"]) > 1 << 20
+    assert talk("set some-key value", "memory usage some-key") == talk("memory usage some-key samples 5")
+    assert int(talk("memory usage some-key")) > len("some-keyvalue")
+    assert talk("memory usage no-key") is None
+    assert f"tcp_port:{shared.port}\r\n" in info
     other = Talk(shared)
     assert other(f"client kill id {number}") == b"1"
     assert talk.sock.recv(1) == b""
@@ -206,7 +211,8 @@ def test_options_change_in_every_process_and_for_those_who_start_later(
 ) -> None:
     one = server().start("--shards", "2", "--routers", "2")
     one.expect(rf"shard 1 {KILLED}; restarting", rf"router 0 {KILLED}; restarting")
-    assert Talk(one)("config set capacity 10 log-level warning") == b"OK"
+    assert Talk(one)("config set capacity 10 log-level warning appendfsync always") == b"OK"
+    assert {row["aof_policy"] for row in one.stats()} == {"always"}
 
     def both_know() -> bool:
         talks = [Talk(one) for _ in range(8)]
@@ -227,4 +233,32 @@ def test_options_change_in_every_process_and_for_those_who_start_later(
     one.wait_up()
     until("both routers know", both_know)
     assert full(1)
+    assert {row["aof_policy"] for row in one.stats()} == {"always"}
+    one.stop()
+
+
+def test_every_router_shows_and_closes_the_connections_of_all(server: Callable[..., Server]) -> None:
+    one = server().start("--shards", "1", "--routers", "2")
+    talks: dict[int, Talk] = {}
+
+    def of_both() -> bool:
+        talk = Talk(one)
+        talks[int(talk("client id"))] = talk
+        return len({number % MAX_ROUTERS for number in talks}) == 2
+
+    until("both routers have connections", of_both)
+    own, *others = talks
+    asker = talks[own]
+
+    def shown() -> list[int]:
+        return [int(line.split()[0][3:]) for line in asker("client list").decode().splitlines()]
+
+    assert shown() == sorted(talks)
+    assert f"connected_clients:{len(talks)}\r\n" in asker("info clients").decode()
+    for number in others:
+        assert asker(f"client list id {number}").decode().count(f"id={number} ") == 1
+        assert asker(f"client kill id {number}") == b"1"
+        assert talks[number].sock.recv(1) == b""
+    assert asker("client kill 127.0.0.1:1") == "ERR No such client"
+    assert shown() == [own]
     one.stop()
