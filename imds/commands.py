@@ -404,7 +404,7 @@ _ROWS = (
     _router("quit", "", "OK, then the connection is closed"),
     _router("select", "index", "OK for 0, the only database"),
     _router("auth", "[user] password", "name oneself; without users there is nothing to gain"),
-    _router("client", "ID|LIST|INFO|KILL|SETNAME|GETNAME [...]", "connections of this router", last=MANY),
+    _router("client", "ID|LIST|INFO|KILL|SETNAME|GETNAME [...]", "connections of all routers", last=MANY),
     _router("command", "[LIST|COUNT|INFO|DOCS|GETKEYS] [...]", "the commands that there are", last=MANY),
     _router("info", "[section ...]", "the server in numbers", last=MANY),
     _router("config", "GET|SET pattern|name [value] [...]", "the server's options", last=MANY, admin=True),

@@ -110,6 +110,7 @@ def _plain_range(name: str, how: str, *, rev: bool = False) -> None:
     command(function)
 
 
+_plain_range("zrangebyrank", "rank")
 _plain_range("zrevrange", "rank", rev=True)
 _plain_range("zrangebyscore", "score")
 _plain_range("zrevrangebyscore", "score", rev=True)

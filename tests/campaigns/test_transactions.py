@@ -37,7 +37,8 @@ def test_a_crash_at_every_operation(policy: str) -> None:
         datadir, shard = start(sim, policy, rewrite=3000)
 
         def changed(_name: str, _path: Path) -> None:
-            found.extend([(disk.crash(rng), sure if policy == "always" else 0), (disk.killed(), sure)])
+            cuts = [(disk.crash(rng), sure if policy == "always" else 0) for _ in range(2)]
+            found.extend([*cuts, (disk.killed(), sure)])
 
         disk.after = changed
         link = shard.link()

@@ -85,7 +85,7 @@ class Shard:
         self.watches.end_batch(self.log.pending())
         self.log.commit()
         for router, frame in self.waiting.end_batch():
-            assert router == b"3"
+            assert router == b"0"
             out += notice(self.notices, frame)
             self.notices += 1
         self.waiting.check()
@@ -217,7 +217,7 @@ class Connection:
 
 
 class Fleet:
-    """A router (number 3) and its shards. It is the host of its requests."""
+    """A router (number 0) and its shards. It is the host of its requests."""
 
     def __init__(self, switch_class: Any, shards: int = 3, **limits: int) -> None:
         self.slots = SlotMap.even(shards, SEED)
@@ -229,7 +229,7 @@ class Fleet:
         self.channel: Any = self
         self.statuses = [ShardStatus("a test") for _ in range(shards)]
         self.requests = Requests(
-            *(self.switch, self.slots, self.statuses, self), number=3, backlog_limit=1 << 20
+            *(self.switch, self.slots, self.statuses, self), number=0, backlog_limit=1 << 20
         )
         self.shards = [Shard() for _ in range(shards)]
         self.accepted = 0
