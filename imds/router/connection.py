@@ -37,6 +37,7 @@ _NO_PASSWORD = encode_error(
 _WRONG_PASSWORD = encode_error("WRONGPASS invalid username-password pair or user is disabled.")
 _BAD_NAME = encode_error("ERR Client names cannot contain spaces, newlines or special characters.")
 _NO_CLIENT = encode_error("ERR No such client")
+_INVALID_CLIENT_ID = encode_error("ERR Invalid client ID")
 _BAD_CLIENT_ID = encode_error("ERR client-id should be greater than 0")
 
 
@@ -140,7 +141,7 @@ class ConnectionCommands:
         if words and (words[0].lower() != b"id" or len(words) == 1):
             return SYNTAX_ERROR
         if not all(word.isdigit() for word in words[1:]):
-            return _BAD_CLIENT_ID
+            return _INVALID_CLIENT_ID
 
         def done(parts: list[bytes]) -> None:
             lines = b"".join(parts).splitlines(keepends=True)

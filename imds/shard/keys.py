@@ -166,7 +166,8 @@ def object_(store: Keyspace, subcommand: bytes, key: bytes) -> Item:
     """Return what is known of how the key is kept."""
     asked = subcommand.lower()
     if asked not in (b"encoding", b"refcount", b"idletime", b"freq"):
-        raise error(f"ERR unknown subcommand '{asked.decode(errors='backslashreplace')[:128]}'")
+        shown = asked.decode(errors="backslashreplace")[:128]
+        raise error(f"ERR unknown subcommand '{shown}'. Try OBJECT HELP.")
     kind = store.kind(key)
     if kind is None:
         return None

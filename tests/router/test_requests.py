@@ -73,7 +73,7 @@ class TestConnection:
             OK,
             ARITY,
             "ERR syntax error",
-            "ERR client-id should be greater than 0",
+            "ERR Invalid client ID",
         ]
         two.ask("client setname other", "multi", "get k")
         (lines,) = one.ask("CLIENT LIST")

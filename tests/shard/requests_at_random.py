@@ -262,6 +262,13 @@ class Requests:
     def of_zrevrange(self) -> list[bytes]:
         return [self.zset(), self.integer(), self.integer(), *self.some([b"withscores"])]
 
+    of_zrangebyrank = of_zrevrange
+
+    def of_zscan(self) -> list[bytes]:
+        """So many at once that the first reply is the whole, of any set."""
+        match = [b"MATCH", self.dice.choice([b"m*", b"m[0-3]", b"*", b"x"])]
+        return [self.zset(), b"0", *self.some(match, [b"COUNT", b"1000"])]
+
     def of_zrange(self) -> list[bytes]:
         form = self.dice.random()
         if form < 0.2:
@@ -388,6 +395,8 @@ _ALL = [
         "zrangebyscore",
         "zrevrangebyscore",
         "zrevrange",
+        "zrangebyrank",
+        "zscan",
         "zrange",
     ],
     *[
