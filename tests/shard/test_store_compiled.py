@@ -155,7 +155,7 @@ def test_every_command_at_random(options):
         batch = [
             [b"zrevrank", *r[1:], b"m1"] if r[0].lower() == b"zrandmember" else r
             for r in batch
-            if r[0].lower() != b"keys"
+            if r[0].lower() not in (b"keys", b"zscan")  # whose order is the store's own
         ]
         batch += [[b"zadd", b"lex", b"0", requests.member()], [b"px", b"key1"]]
         batch.append([b"pexpire", requests.key(), b"%d" % dice.randrange(1, 3000)])
