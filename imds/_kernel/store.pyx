@@ -6,6 +6,9 @@ What this file adds to the twin's rules:
   sets as skip lists (``skiplist.pxd``). An item has one owner: the table, a set, or the undo list.
 * A command first makes sure of the memory for its record and its undo, then changes the data, then writes the
   record: when memory ends, the command answers OOM and nothing has happened but evictions.
+* Functions of ``imds/shard/keyspace.py`` that are asked for most have a compiled form here (FORMS), for what goes
+  well and is not odd; it does the same, to the order of use and the bytes of the log. Whatever else it meets, it
+  leaves to the function itself, and has done nothing then.
 * The effects of a function of ``imds/shard/keyspace.py`` are gathered beside the log, and become its record at the
   end. When it is refused, or memory ends, what it did is undone: nothing has happened at all.
 * An entry is in the heap of deadlines while it is in the table and has one. There is room in the heap for all those
@@ -121,10 +124,11 @@ from imds.shard.record import MAX_EFFECT as _MAX_EFFECT
 
 cdef enum:
     MISSING = 1          # statuses of imds/protocol.py
+    LIST = 3
     REQUEST_HEADER = 16  # bytes of imds/envelope.py's headers
     REPLY_HEADER = 12
     RECORD_HEADER = 20
-    MOST_TOKENS = 4      # that any command here looks at
+    MOST_TOKENS = 5      # that are found ahead of the command; others are looked for when it runs
     MANY = 1024          # members of a set that is not freed at once
     FREED = 64           # of its nodes, at each request
     ROOM = 256           # bytes of reply buffer that each command finds free
@@ -190,6 +194,66 @@ def _read_table():
 
 
 _read_table()
+
+# Functions that have a compiled form, and with how many tokens. The rest of them, and of their cases, is Python's.
+cdef enum Form:
+    ADD, EXISTS, TTL, EXPIRE, SETEX, SETNX, STRLEN, MGET, MSET, DELETE, ZADDS, ZINCRBY, ZSCORE, ZCARD, ZRANKS
+
+cdef enum Outcome:
+    ANSWERED, REFUSED, LEFT  # LEFT: to the function
+
+ctypedef struct FormRow:
+    const char *name
+    size_t size
+    Form form
+    uint32_t least  # tokens
+    uint32_t most
+    int64_t unit    # what its number is multiplied with: milliseconds, a sign, or what there is no number for
+    bint write      # by _read_forms()
+
+cdef enum:
+    ANY = 0xFFFFFFFF
+
+cdef FormRow[25] FORMS = [
+    FormRow("set", 3, SETEX, 5, 5, 0, 0),
+    FormRow("ttl", 3, TTL, 2, 2, 1000, 0),
+    FormRow("del", 3, DELETE, 3, ANY, 0, 0),
+    FormRow("pttl", 4, TTL, 2, 2, 1, 0),
+    FormRow("incr", 4, ADD, 2, 2, 1, 0),
+    FormRow("decr", 4, ADD, 2, 2, -1, 0),
+    FormRow("mget", 4, MGET, 2, ANY, 0, 0),
+    FormRow("mset", 4, MSET, 3, ANY, 0, 0),
+    FormRow("zadd", 4, ZADDS, 6, ANY, 0, 0),
+    FormRow("setex", 5, SETEX, 4, 4, 1000, 0),
+    FormRow("setnx", 5, SETNX, 3, 3, 0, 0),
+    FormRow("zcard", 5, ZCARD, 2, 2, 0, 0),
+    FormRow("incrby", 6, ADD, 3, 3, 1, 0),
+    FormRow("decrby", 6, ADD, 3, 3, -1, 0),
+    FormRow("exists", 6, EXISTS, 2, ANY, 0, 0),
+    FormRow("expire", 6, EXPIRE, 3, 3, 1000, 0),
+    FormRow("psetex", 6, SETEX, 4, 4, 1, 0),
+    FormRow("strlen", 6, STRLEN, 2, 2, 0, 0),
+    FormRow("unlink", 6, DELETE, 2, ANY, 0, 0),
+    FormRow("zscore", 6, ZSCORE, 3, 3, 0, 0),
+    FormRow("pexpire", 7, EXPIRE, 3, 3, 1, 0),
+    FormRow("zincrby", 7, ZINCRBY, 4, 4, 0, 0),
+    FormRow("zrevrange", 9, ZRANKS, 4, 5, -1, 0),
+    FormRow("zrangebyrank", 12, ZRANKS, 4, 5, 1, 0),
+    FormRow("pexpireat", 9, EXPIRE, 3, 3, 0, 0),
+]
+
+
+def _read_forms():
+    for i in range(25):
+        command = COMMANDS[FORMS[i].name.decode()]
+        FORMS[i].write = command.write
+        assert command.name in FUNCTIONS and len(command.name) == FORMS[i].size
+        assert command.min_tokens <= FORMS[i].least and (FORMS[i].most == ANY or FORMS[i].most <= command.max_tokens)
+
+
+_read_forms()
+
+cdef int64_t LATEST = 1 << 50  # milliseconds: deadlines beyond, and numbers like these, are Python's
 
 # What a log may hold, and of how many tokens.
 cdef enum Kind:
@@ -411,6 +475,59 @@ cdef bint read_number(const Token *text, uint64_t most, uint64_t *number) noexce
     return value <= most
 
 
+cdef bint read_integer(const Token *text, int64_t *number) noexcept nogil:
+    """Read a 64-bit integer as imds/shard/arguments.py does: no sign but ``-``, no leading zero; False if it is none."""
+    cdef Token digits = text[0]
+    cdef uint64_t value
+    cdef bint negative = text.size > 0 and text.at[0] == c'-'
+    if negative:
+        digits.at += 1
+        digits.size -= 1
+    if not read_number(&digits, INT_MAX + negative, &value) or (negative and value == 0):
+        return False
+    number[0] = <int64_t>(0 - value) if negative else <int64_t>value
+    return True
+
+
+cdef size_t write_integer(uint8_t *to, int64_t number) noexcept nogil:
+    """Write the number in decimal, which takes up to 20 bytes; return how many."""
+    if number >= 0:
+        return write_digits(to, <uint64_t>number)
+    to[0] = c'-'
+    return 1 + write_digits(to + 1, 0 - <uint64_t>number)
+
+
+cdef bint is_word(const Token *text, const char *word) noexcept nogil:
+    """Whether the token is ``word``, which is in small letters, in any case."""
+    cdef size_t i
+    for i in range(text.size):
+        if word[i] == 0 or text.at[i] | 0x20 != <uint8_t>word[i]:
+            return False
+    return word[text.size] == 0
+
+
+cdef void skip(Token *token) noexcept nogil:
+    """Move to the next token of a frame that has one."""
+    token.at += token.size
+    token.size = get_u32(token.at)
+    token.at += 4
+
+
+cdef const FormRow *find_form(const Request *request) noexcept nogil:
+    """Return the form for the request, or NULL."""
+    cdef int i
+    cdef const FormRow *row
+    for i in range(25):
+        row = &FORMS[i]
+        if (
+            row.size == request.tokens[0].size
+            and row.least <= request.count <= row.most
+            and is_word(&request.tokens[0], row.name)
+        ):
+            return row
+    return NULL
+
+
 cdef const Row *find_row(const Token *name) noexcept nogil:
     """Return the row of the command called ``name`` in any mixture of cases, or NULL."""
     cdef int i
@@ -449,6 +566,7 @@ cdef class UnifiedStore:
     cdef uint64_t _changes   # calls that may have changed data or order, for entries()
     cdef uint64_t _dice
     cdef bint _replaying
+    cdef bytes _refusal      # what a form is refused by
     cdef Zset *_gone         # large sets that are being freed
     cdef readonly size_t dying  # how many
 
@@ -560,16 +678,17 @@ cdef class UnifiedStore:
     cdef int _answer(self, Request *request) except -1:
         """Run one request; its reply, or at least ROOM bytes of it, fits into the buffer."""
         cdef const Row *row
+        cdef const FormRow *form
         if self._gone != NULL:
             self._free_some(FREED)
         if request.count == 0:
             self._reply(UNKNOWN_COMMAND)
             return 0
         row = find_row(&request.tokens[0])
-        if row == NULL:
-            self._cold(request)
-        elif request.count != row.tokens:
-            self._cold(request)
+        if row == NULL or request.count != row.tokens:
+            form = find_form(request)
+            if form == NULL or (form.write and self.readonly is not None) or not self._form(form, request):
+                self._cold(request)
         elif row.write and self.readonly is not None:
             self._reserve_reply(<size_t>len(self.readonly))
             self._reply(self.readonly)
@@ -991,6 +1110,431 @@ cdef class UnifiedStore:
                 buffer_put_u32(&self._out, 0)
                 self._out.size += size
         return 0
+
+    # ---- compiled forms of functions ---------------------------------------------------------------
+
+    cdef bint _form(self, const FormRow *row, Request *request) except -1:
+        """Run a form: all of its effects are one record, or none. False, and nothing has happened: it is left."""
+        cdef size_t undo = self._undo_count, out = self._out.size
+        cdef uint64_t evicted = self._evicted, expired = self._expired
+        cdef Outcome outcome = LEFT
+        self._refusal = OUT_OF_MEMORY
+        self._frames.size = 0
+        self._gathering = True
+        try:
+            outcome = self._run_form(row, request)
+            if outcome == ANSWERED and not self._seal():
+                outcome = REFUSED
+        except MemoryError:
+            outcome = REFUSED
+        finally:
+            self._gathering = False
+            buffer_empty(&self._frames)
+        if outcome == ANSWERED:
+            return True
+        self._undo_to(undo, evicted, expired)
+        self._out.size = out
+        if outcome == REFUSED:
+            self._reply(self._refusal)
+        return outcome == REFUSED
+
+    cdef Outcome _run_form(self, const FormRow *row, Request *request) except? LEFT:
+        if row.form == ADD:
+            return self._add(request, row.unit)
+        if row.form == EXISTS:
+            return self._exists(request)
+        if row.form == TTL:
+            return self._ttl(request, row.unit)
+        if row.form == EXPIRE:
+            return self._expire_at(request, row.unit)
+        if row.form == SETEX:
+            return self._setex(request, row.unit)
+        if row.form == SETNX:
+            return self._setnx(request)
+        if row.form == STRLEN:
+            return self._strlen(request)
+        if row.form == MGET:
+            return self._mget(request)
+        if row.form == MSET:
+            return self._mset(request)
+        if row.form == DELETE:
+            return self._delete(request)
+        if row.form == ZADDS:
+            return self._zadds(request)
+        if row.form == ZINCRBY:
+            return self._zincrby(request)
+        if row.form == ZSCORE:
+            return self._zscore(request)
+        if row.form == ZCARD:
+            return self._zcard(request)
+        return self._zranks(request, row.unit < 0)
+
+    cdef Outcome _number(self, int64_t number) noexcept:
+        """Reply a number."""
+        cdef size_t size = write_integer(self._out.data + self._out.size + 8, number)
+        buffer_put_u32(&self._out, <uint32_t>(4 + size))
+        buffer_put_u32(&self._out, 0)
+        self._out.size += size
+        return ANSWERED
+
+    cdef Outcome _score(self, double score) except? LEFT:
+        """Reply a score."""
+        cdef size_t size = write_score(self._out.data + self._out.size + 8, score)
+        buffer_put_u32(&self._out, <uint32_t>(4 + size))
+        buffer_put_u32(&self._out, 0)
+        self._out.size += size
+        return ANSWERED
+
+    cdef Outcome _done(self) noexcept:
+        self._reply(DONE)
+        return ANSWERED
+
+    cdef Outcome _refuse(self, bytes refusal) noexcept:
+        self._refusal = refusal
+        return REFUSED
+
+    cdef Item *_look_at(self, const Token *key, bint use) except? NULL:
+        return self._look(key, table_hash(&self._table, key.at, key.size), use)
+
+    cdef inline void _count_look(self, Item *entry) noexcept:
+        if entry == NULL:
+            self.misses += 1
+        else:
+            self.hits += 1
+
+    cdef bytes _put_logged(self, const Token *key, uint64_t hash, Item *old, const Token *value, uint64_t when):
+        """Make the key hold a string, with its effects; return a refusal, or None."""
+        cdef uint8_t digits[20]
+        cdef Token text = Token(<const uint8_t *>digits, write_digits(digits, when))
+        cdef size_t effect = 19 + key.size + value.size + 25 + key.size + text.size
+        cdef bytes refusal = self._put(key, hash, old, value, when, effect)
+        if refusal is None:
+            self._log(b"set", 3, 3, key, value, NULL)
+            if when:
+                self._log(b"pexpireat", 9, 3, key, &text, NULL)
+        return refusal
+
+    cdef bytes _zput_logged(
+        self, const Token *key, uint64_t hash, Item *entry, const Token *member, double score
+    ):
+        """Add the member, or move it, with its effect; return a refusal, or None."""
+        cdef uint8_t digits[SCORE_TEXT]
+        cdef Token text = Token(<const uint8_t *>digits, write_score(digits, score))
+        cdef bint changed = False
+        cdef size_t effect = 24 + key.size + text.size + member.size
+        cdef bytes refusal = self._zput(key, hash, entry, member, score, effect, &changed)
+        if refusal is None and changed:
+            self._log(b"zadd", 4, 4, key, &text, member)
+        return refusal
+
+    cdef Outcome _add(self, Request *request, int64_t sign) except? LEFT:
+        """``incr incrby decr decrby`` of an integer that is there."""
+        cdef Item *entry
+        cdef Token old, new
+        cdef uint8_t digits[20]
+        cdef int64_t number, change = 1
+        cdef bytes refusal
+        if request.count == 3 and not read_integer(&request.tokens[2], &change):
+            return LEFT
+        if not -LATEST < change < LATEST:
+            return LEFT
+        entry = self._find(request)
+        if entry == NULL or is_set(entry):
+            return LEFT
+        old = Token(value_of(entry), size_of(entry))
+        if not read_integer(&old, &number) or not -(<int64_t>1 << 62) < number < <int64_t>1 << 62:
+            return LEFT
+        number += sign * change
+        new = Token(<const uint8_t *>digits, write_integer(digits, number))
+        refusal = self._put_logged(&request.tokens[1], request.hash, entry, &new, when_of(entry))
+        return self._number(number) if refusal is None else self._refuse(refusal)
+
+    cdef Outcome _exists(self, Request *request) except? LEFT:
+        cdef Token key = request.tokens[0]
+        cdef int64_t found = 0
+        cdef uint32_t i
+        for i in range(1, request.count):
+            skip(&key)
+            found += self._look_at(&key, False) != NULL
+        return self._number(found)
+
+    cdef Outcome _ttl(self, Request *request, int64_t unit) except? LEFT:
+        cdef Item *entry = self._look(&request.tokens[1], request.hash, False)
+        cdef int64_t left
+        if entry == NULL or not when_of(entry):
+            return self._number(-2 if entry == NULL else -1)
+        left = <int64_t>(when_of(entry) - self.now) if when_of(entry) > self.now else 0
+        return self._number((left + unit // 2) // unit)
+
+    cdef Outcome _expire_at(self, Request *request, int64_t unit) except? LEFT:
+        """``expire pexpire`` by a time in the future, ``pexpireat`` (unit 0) at one."""
+        cdef int64_t number
+        cdef uint64_t when
+        cdef Item *entry
+        cdef bytes refusal
+        if not read_integer(&request.tokens[2], &number) or not 0 < number < LATEST // 1000 * (1000 if unit == 0 else 1):
+            return LEFT
+        when = <uint64_t>number * unit + self.now if unit else <uint64_t>number
+        if when <= self.now:
+            return LEFT
+        entry = self._look(&request.tokens[1], request.hash, False)
+        if entry == NULL:
+            return self._number(0)
+        ring_touch(&self._ring, entry)
+        refusal = self._set_deadline(entry, when)
+        return self._number(1) if refusal is None else self._refuse(refusal)
+
+    cdef Outcome _setex(self, Request *request, int64_t unit) except? LEFT:
+        """``setex psetex``, and ``set`` with EX or PX (unit 0)."""
+        cdef Token *value = &request.tokens[2 if unit == 0 else 3]
+        cdef Token *text = &request.tokens[4 if unit == 0 else 2]
+        cdef int64_t number
+        cdef bytes refusal
+        if unit == 0:
+            if is_word(&request.tokens[3], b"ex"):
+                unit = 1000
+            elif is_word(&request.tokens[3], b"px"):
+                unit = 1
+            else:
+                return LEFT
+        if not read_integer(text, &number) or not 0 < number < LATEST // 1000:
+            return LEFT
+        refusal = self._put_logged(
+            &request.tokens[1], request.hash, self._find(request), value, <uint64_t>(number * unit) + self.now
+        )
+        return self._done() if refusal is None else self._refuse(refusal)
+
+    cdef Outcome _setnx(self, Request *request) except? LEFT:
+        cdef bytes refusal
+        if self._look(&request.tokens[1], request.hash, False) != NULL:
+            return self._number(0)
+        refusal = self._put_logged(&request.tokens[1], request.hash, NULL, &request.tokens[2], 0)
+        return self._number(1) if refusal is None else self._refuse(refusal)
+
+    cdef Outcome _strlen(self, Request *request) except? LEFT:
+        cdef Item *entry = self._find(request)
+        if entry != NULL and is_set(entry):
+            return LEFT
+        self._count_look(entry)
+        return self._number(0 if entry == NULL else <int64_t>size_of(entry))
+
+    cdef Outcome _mget(self, Request *request) except? LEFT:
+        cdef size_t start = self._out.size, size
+        cdef Token key = request.tokens[0]
+        cdef Item *entry
+        cdef bint long = False
+        cdef uint32_t i
+        self._reserve_reply(12)
+        self._out.size += 12
+        for i in range(1, request.count):
+            skip(&key)
+            entry = self._look_at(&key, False)
+            if entry == NULL or not is_set(entry):
+                self._count_look(entry)
+            if entry != NULL and not is_set(entry):
+                ring_touch(&self._ring, entry)
+            if long:
+                continue
+            if entry == NULL or is_set(entry):
+                self._reserve_reply(4)
+                buffer_put_u32(&self._out, 0xFFFFFFFF)
+            else:
+                size = size_of(entry)
+                self._reserve_reply(4 + size)
+                buffer_put_u32(&self._out, <uint32_t>size)
+                buffer_put(&self._out, value_of(entry), size)
+            size = self._out.size - start
+            long = size > SHORT and self._out.size - self._replies > self.max_response
+        if long:
+            return self._refuse(TOO_LONG)
+        set_u32(self._out.data + start, <uint32_t>(self._out.size - start - 4))
+        set_u32(self._out.data + start + 4, LIST)
+        set_u32(self._out.data + start + 8, request.count - 1)
+        return ANSWERED
+
+    cdef Outcome _mset(self, Request *request) except? LEFT:
+        cdef Token key = request.tokens[0]
+        cdef Token value
+        cdef uint64_t hash
+        cdef uint32_t i
+        cdef bytes refusal
+        if request.count % 2 == 0:
+            return LEFT
+        for i in range(1, request.count, 2):
+            skip(&key)
+            value = key
+            skip(&value)
+            hash = table_hash(&self._table, key.at, key.size)
+            refusal = self._put_logged(&key, hash, self._look(&key, hash, True), &value, 0)
+            if refusal is not None:
+                return self._refuse(refusal)
+            key = value
+        return self._done()
+
+    cdef Outcome _delete(self, Request *request) except? LEFT:
+        cdef Token key = request.tokens[0]
+        cdef Item *entry
+        cdef int64_t found = 0
+        cdef uint32_t i
+        for i in range(1, request.count):
+            skip(&key)
+            entry = self._look_at(&key, True)
+            if entry != NULL:
+                if not self._remove(entry):
+                    return REFUSED
+                found += 1
+        return self._number(found)
+
+    cdef Outcome _zadds(self, Request *request) except? LEFT:
+        """``zadd`` of several pairs, without an option."""
+        cdef Token *key = &request.tokens[1]
+        cdef Token text, member
+        cdef Item *entry
+        cdef Item *node
+        cdef double score
+        cdef int64_t added = 0
+        cdef uint32_t i
+        cdef bytes refusal
+        if request.count % 2:
+            return LEFT
+        member = key[0]
+        for i in range(2, request.count, 2):
+            text = member
+            skip(&text)
+            if not read_score(text.at, text.size, &score):
+                return LEFT
+            member = text
+            skip(&member)
+        entry = self._find(request)
+        if entry != NULL and is_set(entry) == 0:
+            return LEFT
+        member = key[0]
+        for i in range(2, request.count, 2):
+            text = member
+            skip(&text)
+            read_score(text.at, text.size, &score)
+            member = text
+            skip(&member)
+            entry = self._find(request)
+            node = zset_find(zset_of(entry), member.at, member.size) if entry != NULL else NULL
+            if node == NULL:
+                added += 1
+            elif node.second.score == score:
+                continue
+            refusal = self._zput_logged(key, request.hash, entry, &member, score)
+            if refusal is not None:
+                return self._refuse(refusal)
+        return self._number(added)
+
+    cdef Outcome _zincrby(self, Request *request) except? LEFT:
+        cdef Token *member = &request.tokens[3]
+        cdef double score
+        cdef Item *entry
+        cdef Item *node
+        cdef bytes refusal
+        if not read_score(request.tokens[2].at, request.tokens[2].size, &score):
+            return LEFT
+        entry = self._find(request)
+        if entry != NULL and not is_set(entry):
+            return LEFT
+        node = zset_find(zset_of(entry), member.at, member.size) if entry != NULL else NULL
+        if node != NULL:
+            score += node.second.score
+            if score != score:
+                return LEFT
+            score += 0.0
+        if node == NULL or node.second.score != score:
+            refusal = self._zput_logged(&request.tokens[1], request.hash, entry, member, score)
+            if refusal is not None:
+                return self._refuse(refusal)
+        return self._score(score)
+
+    cdef Outcome _zscore(self, Request *request) except? LEFT:
+        cdef Item *entry = self._find(request)
+        cdef Item *node = NULL
+        if entry != NULL and not is_set(entry):
+            return LEFT
+        self._count_look(entry)
+        if entry != NULL:
+            node = zset_find(zset_of(entry), request.tokens[2].at, request.tokens[2].size)
+        if node != NULL:
+            return self._score(node.second.score)
+        self._reply(NONE)
+        return ANSWERED
+
+    cdef Outcome _zcard(self, Request *request) except? LEFT:
+        cdef Item *entry = self._find(request)
+        if entry != NULL and not is_set(entry):
+            return LEFT
+        self._count_look(entry)
+        return self._number(0 if entry == NULL else <int64_t>zset_of(entry).count)
+
+    cdef Outcome _zranks(self, Request *request, bint reverse) except? LEFT:
+        """``zrangebyrank``, and ``zrevrange``, which counts from the other end."""
+        cdef Item *entry
+        cdef Item *node
+        cdef int64_t first, last, count
+        cdef size_t start = self._out.size, number, i
+        cdef bint scores = request.count == 5
+        if scores and not is_word(&request.tokens[4], b"withscores"):
+            return LEFT
+        if not read_integer(&request.tokens[2], &first) or not read_integer(&request.tokens[3], &last):
+            return LEFT
+        if not (-LATEST < first < LATEST and -LATEST < last < LATEST):
+            return LEFT
+        entry = self._find(request)
+        if entry != NULL and not is_set(entry):
+            return LEFT
+        self._count_look(entry)
+        count = <int64_t>zset_of(entry).count if entry != NULL else 0
+        first = (first + count if first + count > 0 else 0) if first < 0 else first
+        last = last + count if last < 0 else last
+        if last >= count:
+            last = count - 1
+        number = <size_t>(last - first + 1) if first <= last else 0
+        self._reserve_reply(12)
+        self._out.size += 12
+        if number:
+            node = zset_at(zset_of(entry), <size_t>(count - 1 - last if reverse else first))
+            if not self._put_pairs(node, number, scores, reverse):
+                return self._refuse(TOO_LONG)
+        set_u32(self._out.data + start, <uint32_t>(self._out.size - start - 4))
+        set_u32(self._out.data + start + 4, LIST)
+        set_u32(self._out.data + start + 8, <uint32_t>(number * 2 if scores else number))
+        return ANSWERED
+
+    cdef bint _put_pairs(self, Item *node, size_t number, bint scores, bint reverse) except -1:
+        """Put so many members into a list's reply, the last one first with ``reverse``; False if it is too long."""
+        cdef Item *few[16]
+        cdef Item **nodes = few
+        cdef Item *one
+        cdef size_t i, size
+        if reverse:
+            if number > 16:
+                nodes = <Item **>alloc_grow(NULL, number * sizeof(Item *))
+                if nodes == NULL:
+                    raise MemoryError
+            for i in range(number):
+                nodes[number - 1 - i] = node
+                node = node.next
+        try:
+            for i in range(number):
+                one = nodes[i] if reverse else node
+                self._reserve_reply(4 + <size_t>one.size + 4 + SCORE_TEXT)
+                buffer_put_u32(&self._out, one.size)
+                buffer_put(&self._out, key_of(one), one.size)
+                if scores:
+                    size = write_score(self._out.data + self._out.size + 4, one.second.score)
+                    buffer_put_u32(&self._out, <uint32_t>size)
+                    self._out.size += size
+                if self._out.size - self._replies > self.max_response and self._out.size - self._replies > SHORT:
+                    return False
+                if not reverse:
+                    node = node.next
+            return True
+        finally:
+            if nodes != few:
+                free(nodes)
 
     # ---- what commands are made of ---------------------------------------------------------------
 

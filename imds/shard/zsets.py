@@ -59,19 +59,16 @@ def by_lex(store: Keyspace, key: bytes, low: bytes, high: bytes) -> Range:
     return start, max(start, stop)
 
 
-def by_rank(store: Keyspace, key: bytes, first: bytes, last: bytes) -> Range:
-    """Return the range of ranks; both ends are in it, and negative ones count from the set's end."""
+def by_rank(store: Keyspace, key: bytes, first: bytes, last: bytes, reverse: bool = False) -> Range:
+    """Return the range of ranks; both ends are in it, and negative ones count from the set's end.
+
+    With ``reverse`` the ends count from the highest.
+    """
     start, end = integer(first), integer(last)
     count = store.members(key)
     start = max(start + count, 0) if start < 0 else min(start, count)
-    stop = end + count + 1 if end < 0 else min(end + 1, count)
-    return start, max(start, stop)
-
-
-def _turned(store: Keyspace, key: bytes, chosen: Range) -> Range:
-    """Return the same range of ranks, counted from the other end."""
-    count = store.members(key)
-    return count - chosen[1], count - chosen[0]
+    stop = max(start, end + count + 1 if end < 0 else min(end + 1, count))
+    return (count - stop, count - start) if reverse else (start, stop)
 
 
 def _limited(chosen: Range, reverse: bool, offset: int, count: int) -> Range:
@@ -130,9 +127,7 @@ def _range(
         if limit:
             ranks = _limited(ranks, reverse, *limit)
     else:
-        ranks = by_rank(store, key, first, last)
-        if reverse:
-            ranks = _turned(store, key, ranks)
+        ranks = by_rank(store, key, first, last, reverse)
     pairs = _slice(store, key, ranks, reverse)
     return flat(pairs) if b"WITHSCORES" in chosen else _members(pairs)
 
