@@ -247,7 +247,7 @@ def _read_forms():
     for i in range(25):
         command = COMMANDS[FORMS[i].name.decode()]
         FORMS[i].write = command.write
-        assert command.name in FUNCTIONS and len(command.name) == FORMS[i].size
+        assert command.name in FUNCTIONS and <size_t>len(command.name) == FORMS[i].size
         assert command.min_tokens <= FORMS[i].least and (FORMS[i].most == ANY or FORMS[i].most <= command.max_tokens)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, AnyStr
 
 from imds.methods.base import Commands, Request, command, repeatable, values
-from imds.replies import Token, done, integer, json_objects, two_integers
+from imds.replies import Token, done, integer, json_objects, optional_integer, two_integers
 
 
 class ServerCommands(Commands[AnyStr]):
@@ -80,6 +80,11 @@ class ServerCommands(Commands[AnyStr]):
         return Request(self._reader.table, b"memory", "stats")
 
     @repeatable
+    def memory_usage(self, key: Token) -> Request[int | None]:
+        """Return the bytes that key and value are counted with, None if there is no key."""
+        return Request(optional_integer, b"memory", "usage", key)
+
+    @repeatable
     def command_count(self) -> Request[int]:
         """Return how many commands the server has."""
         return Request(integer, b"command", "count")
@@ -101,7 +106,7 @@ class ServerCommands(Commands[AnyStr]):
 
     @repeatable
     def client_list(self) -> Request[AnyStr]:
-        """Return the connections of this router, one in each line."""
+        """Return the connections of every router, one in each line."""
         return Request(self._reader.string, b"client", "list")
 
     @repeatable
@@ -118,6 +123,6 @@ class ServerCommands(Commands[AnyStr]):
     def client_kill(
         self, *, id: int | None = None, addr: str | None = None, skipme: bool = True
     ) -> Request[int]:
-        """Close connections of this router; return how many."""
+        """Close connections; return how many."""
         options = values(id=id, addr=addr, skipme="yes" if skipme else "no")
         return Request(integer, b"client", "kill", *options)

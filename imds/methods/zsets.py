@@ -95,7 +95,7 @@ class SortedSetCommands(Commands[AnyStr]):
     @repeatable
     def zrangebyrank(self, key: Token, start: int = 0, stop: int = -1) -> Request[Pairs[AnyStr]]:
         """Return (member, score) by rank, lowest score first, both ends included."""
-        return Request(self._reader.scored, b"zrange", key, start, stop, "withscores")
+        return Request(self._reader.scored, b"zrangebyrank", key, start, stop, "withscores")
 
     @repeatable
     def zrevrange(self, key: Token, start: int = 0, stop: int = -1) -> Request[Pairs[AnyStr]]:
