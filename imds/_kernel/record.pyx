@@ -74,10 +74,10 @@ cdef class RecordEncoder:
         """Return where the next record begins, for join and cut in the same batch."""
         return self._pending.size, self.sequence
 
-    def join(self, (size_t, uint64_t) place):
+    def join(self, tuple place not None):
         """Make one record of all since ``place``; return whether they fit into one: else nothing changes."""
         cdef size_t at = place[0], size, total
-        cdef uint64_t records = self.sequence - place[1]
+        cdef uint64_t first = place[1], records = self.sequence - first
         cdef uint8_t *data = self._pending.data
         cdef uint8_t *to = data + at + HEADER
         if records < 2:
@@ -94,9 +94,10 @@ cdef class RecordEncoder:
         self.end(total)
         return True
 
-    def cut(self, (size_t, uint64_t) place):
+    def cut(self, tuple place not None):
         """Forget the records since ``place``, and take their sequence numbers back."""
-        self._pending.size, self.sequence = place
+        self._pending.size = place[0]
+        self.sequence = place[1]
 
 
 def verify_records(buf, uint64_t seed, uint64_t sequence):
