@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from shard.requests_at_random import Requests as AtRandom
+from requests_at_random import Requests as AtRandom
 
 from campaigns.model import COMMANDS, Tokens, transaction
 from imds.commands import COMMANDS as TABLE
