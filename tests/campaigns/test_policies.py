@@ -39,5 +39,6 @@ def test_a_power_cut_at_every_operation(seed: int) -> None:
     for left, least in found:
         with simulate(left, rng) as sim:
             datadir, shard = start(sim, "no")
-            assert least <= int(bytes(stored(shard).get(KEYS[0], b"0"))) <= number
+            value, _deadline = stored(shard)[0].get(KEYS[0], (b"0", 0))
+            assert least <= int(bytes(value)) <= number
             datadir.close()

@@ -52,7 +52,7 @@ def test_a_crash_at_every_operation(policy: str) -> None:
     for left, least in found:
         with simulate(left, rng) as sim:
             datadir, shard = start(sim, policy)
-            state = stored(shard)
+            state = {key: value for key, (value, _deadline) in stored(shard)[0].items()}
             datadir.close()
         value, counter, scores = (state.get(key) for key in KEYS[:3])
         done = int(bytes(value).split()[0]) if value else 0
