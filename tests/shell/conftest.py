@@ -5,6 +5,7 @@ import socket
 import sys
 
 import pytest
+from interrupts import heeded
 
 import imds
 from imds.cli import main
@@ -43,7 +44,7 @@ def run(server, capfdbinary):
     """Run imds-cli: ``run(*words, stdin=...)`` returns (exit code, stdout, stderr)."""
 
     def run(*words, stdin=b"", options=("-p", str(server.port))):
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, heeded():
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
             try:
                 code = main([*options, *words])
