@@ -128,7 +128,7 @@ class Transactions:
         if queue.failed:
             self._forget(request.client)
             return _ABORTED
-        if queue.slot is None:
+        if queue.slot is None and not queue.frames:
             return listed([])
         session.watched = None  # the shard forgets them by itself
         versions = watched.versions if watched else {}
@@ -136,7 +136,8 @@ class Transactions:
         requests = self._requests
         words += queue.frames
         frame = encode_request([b"_exec", *requests.who(request.client), b"%d" % len(versions), *words])
-        shard = requests.slots.owners[queue.slot]
+        # Without a key all of it is wrong, and any shard will say how.
+        shard = 0 if queue.slot is None else requests.slots.owners[queue.slot]
         requests.ask(shard, frame, queue.write, lambda reply, _lost: requests.answer(request, reply))
         requests.choke(request.client, shard)
         return None

@@ -364,10 +364,10 @@ def zrandmember(store: Keyspace, key: bytes, *options: bytes) -> Item | list[Ite
 def zscan(store: Keyspace, key: bytes, cursor: bytes, *options: bytes) -> list[Item]:
     """Return the next cursor, then members and scores."""
     start = scan_cursor(cursor)
-    chosen = scan_options(options, (b"MATCH", b"COUNT"))
-    count = scan_count(chosen)
     if not store.members(key):
         return [0]
+    chosen = scan_options(options, (b"MATCH", b"COUNT"))
+    count = scan_count(chosen)
     following, pairs = store.zscan(key, start, count)
     if b"MATCH" in chosen:
         matches = matcher(chosen[b"MATCH"])

@@ -303,6 +303,7 @@ class TestTransactions:
             assert client.ask("multi", [b"get", key], "exec") == [OK, b"QUEUED", None]
             assert client.ask(*quiet[1:])[-1] is not None, "what was watched is forgotten"
         assert client.ask([b"watch", key], [b"set", key, b"own"], "multi", "exec") == [OK, OK, OK, None]
+        assert client.ask("multi", "exec") == [OK, []]
         for end in ("unwatch", "multi discard"):
             assert client.ask([b"watch", key]) == [OK]
             other.ask([b"set", key, b"2"])

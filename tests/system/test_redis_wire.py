@@ -55,6 +55,11 @@ class Twins:
     def __call__(self, tokens: Tokens) -> tuple[Reply, Reply]:
         """Ask both, and hold them to the same reply."""
         ours, theirs = self.ours(tokens), self.redis(in_redis(tokens))
+        for _ in range(100 if tokens[0].lower() == b"dbsize" else 0):  # keys that are over are counted until
+            if same(tokens, ours, theirs):  # each of both has come to remove them
+                break
+            time.sleep(0.02)
+            ours, theirs = self.ours(tokens), self.redis(tokens)
         assert same(tokens, ours, theirs), (tokens, ours, theirs)
         if tokens[0].lower() == b"incrbyfloat" and isinstance(theirs, bytes) and theirs != b"QUEUED":
             self.redis([b"set", tokens[1], ours, b"KEEPTTL"])
