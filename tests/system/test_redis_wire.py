@@ -135,7 +135,9 @@ class Talk:
         reply = plain(decoded[:2])
         assert same(tokens, reply, other), (tokens, reply, other)
         if tokens[0].lower() == b"incrbyfloat" and isinstance(other, bytes):
-            self.one.redis([b"set", tokens[1], self.one.ours([b"get", tokens[1]]), b"KEEPTTL"])
+            now = self.one.ours([b"get", tokens[1]])  # a later request may have changed or removed it
+            if isinstance(now, bytes):
+                self.one.redis([b"set", tokens[1], now, b"KEEPTTL"])
 
     def wait(self) -> None:
         """For members that are there, or are not; or that another client brings."""
