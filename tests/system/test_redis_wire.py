@@ -124,6 +124,8 @@ class Talk:
             self.one([b"discard"])
             return
         ours, theirs = self.one([b"exec"])
+        if theirs is None and ours is not None:
+            theirs = [self.one.redis(in_redis(tokens)) for tokens in queued]
         if isinstance(theirs, list):
             for tokens, mine, other in zip(queued, ours, theirs, strict=True):
                 self.result(tokens, mine, other)
