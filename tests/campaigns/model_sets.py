@@ -278,10 +278,9 @@ def zrandmember(model: Model, key: bytes, *options: bytes) -> Answer:
 def zscan(model: Model, key: bytes, cursor: bytes, *options: bytes) -> Answer:
     """Only of one step that gets all is it known what it finds, and not in which order."""
     integer(cursor)
-    if len(options) != 2:
-        raise Wrong("ERR syntax error")
-    assert options[0].upper() == b"COUNT"
     members = dict(model.zset(key))
+    if members and len(options) != 2:
+        raise Wrong("ERR syntax error")
 
     def right(reply: Reply) -> bool:
         items = _items(reply)
