@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # The compiled modules of imds/_kernel. Touch this, then update KERNELS there (a test compares the two).
-KERNELS = ("links", "record", "sortedset", "store", "switch")
+KERNELS = ("executor", "links", "record", "sortedset", "store", "switch")
 
 FLAGS = ["-O2", "-Wall", "-Wextra", *os.environ.get("IMDS_KERNEL_FLAGS", "").split()]
 # What Cython's own code brings up: helpers that this module does not use, parameters that a slot must have.

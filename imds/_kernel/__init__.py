@@ -18,7 +18,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 # The compiled modules, by name. Touch this, then update setup.py's list (a test compares them).
-KERNELS: tuple[str, ...] = ("links", "record", "sortedset", "store", "switch")
+KERNELS: tuple[str, ...] = ("executor", "links", "record", "sortedset", "store", "switch")
 
 
 def _flag(name: str) -> bool:

@@ -9,6 +9,8 @@
     | deadline | place in the heap |  in front of either, which is IS_TIMED then; the deadline 0 is none
          8               8
 
+A string may be written over by another one that counts the same: an entry's block has all the room that it counts.
+
 The order of use is a ring through an item that is no entry: its ``next`` is the least recently used entry, its
 ``older`` the most recently used one.
 """
@@ -16,7 +18,7 @@ The order of use is a ring through an item that is no entry: its ``next`` is the
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from imds._kernel.memory cimport alloc, chunk_size, free
+from imds._kernel.memory cimport alloc_chunk, chunk_size, free
 from imds._kernel.skiplist cimport Zset, zset_cost, zset_free
 from imds._kernel.table cimport TABLE_SHARE, Item, key_of
 
@@ -89,7 +91,7 @@ cdef inline Item *entry_new(
 ) noexcept nogil:
     """Return an entry that is nowhere yet, or NULL. If it is timed it has no deadline yet."""
     cdef size_t before = sizeof(Timer) if extra & IS_TIMED else 0
-    cdef uint8_t *block = <uint8_t *>alloc(before + sizeof(Item) + key_size + value_size)
+    cdef uint8_t *block = <uint8_t *>alloc_chunk(before + sizeof(Item) + key_size + value_size)
     cdef Item *entry = <Item *>(block + before)
     if block == NULL:
         return NULL
@@ -107,7 +109,7 @@ cdef inline Item *entry_new(
 cdef inline Item *entry_room(Item *like, size_t value_size) noexcept nogil:
     """Return an entry of the same key for a string of this length, which is still to be written, or NULL."""
     cdef size_t before = sizeof(Timer) if is_timed(like) else 0
-    cdef uint8_t *block = <uint8_t *>alloc(before + sizeof(Item) + like.size + value_size)
+    cdef uint8_t *block = <uint8_t *>alloc_chunk(before + sizeof(Item) + like.size + value_size)
     cdef Item *entry = <Item *>(block + before)
     if block == NULL:
         return NULL

@@ -1,7 +1,8 @@
 """The streams between a shard and its routers: the compiled twin of ``imds/shard/links.py``, which has the rules.
 
-Waiting, receiving and sending happen here, without a Python object for an event; the store is called with a view
-of what has arrived, and its replies are copied once, to where the socket is sent from.
+Waiting, receiving, appending and sending happen here, without a Python object for an event, a round after the
+other; the compiled store runs what has arrived where it is, and its replies are copied once, to where the socket is
+sent from.
 """
 
 import selectors
@@ -11,20 +12,25 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
+from posix.unistd cimport write
 
 from imds._kernel cimport memory
-from imds._kernel.memory cimport get_u32
+from imds._kernel.executor cimport Executor
+from imds._kernel.memory cimport buffer_empty, get_u32
 from imds._kernel.poll cimport (
     HAVE_EPOLL,
     READ,
     WRITE,
     PollEvent,
+    poll_clock,
     poll_fd,
     poll_gather,
+    poll_microseconds,
     poll_milliseconds,
     poll_selected,
 )
+from imds._kernel.record cimport RecordEncoder
 from imds._kernel.socket cimport QUIETLY, recv, send
 from imds._kernel.stream cimport (
     Stream,
@@ -47,6 +53,7 @@ cdef enum:
 assert LENGTH == _LENGTH
 
 cdef size_t RECEIVE = _twin.RECEIVE
+cdef double TURN = _twin.TURN
 cdef object EPOLL = getattr(selectors, "EpollSelector", None)
 assert (READ, WRITE) == (selectors.EVENT_READ, selectors.EVENT_WRITE)
 
@@ -84,12 +91,16 @@ cdef class Links:
     cdef readonly dict by_fd
     cdef readonly bint waiting
     cdef readonly Py_ssize_t executed
+    cdef public Py_ssize_t appended
+    cdef public bint torn
     cdef public bint hold
+    cdef public object grant
     cdef public list changed
     cdef list _turn
     cdef object _clock
+    cdef bint _last
 
-    def __cinit__(self, clock):
+    def __cinit__(self, clock=None):
         self._clock = clock
         self.by_fd = {}
         self.changed = []
@@ -113,37 +124,100 @@ cdef class Links:
         stream_free(&link._out)
         link._used = link._mark = 0
 
+    def end(self):
+        """Have the turn end with this round, and the worker append what it logs; for who is called by it."""
+        self._last = True
+
     def turn(self, selector, timeout, store):
         """Wait, receive, execute, and send what may be sent; return the events of other descriptors, or None."""
-        cdef list others = None
-        cdef Link link
-        if PyList_GET_SIZE(self._turn):
-            self._turn = []
-        self.waiting = self.hold = False
-        if HAVE_EPOLL and type(selector) is EPOLL:
-            others = self._wait(selector.fileno(), poll_milliseconds(timeout))
-        else:
-            others = []
-            for key, mask in selector.select(timeout):
-                self._on_event(key.fd, mask, others)
-        self.executed = PyList_GET_SIZE(self._turn)
-        if self.executed:
-            store.now = self._clock()
-            for link in self._turn:
-                self._execute(link, store)
-            if self.hold or store.log.pending():
-                self.waiting = True
-            else:
-                self._reply()
+        cdef int milliseconds = poll_milliseconds(timeout)
+        cdef double until = poll_clock() + milliseconds * 1e-3
+        cdef double now
+        cdef bint first = True
+        cdef list others = []
+        cdef int poll = selector.fileno() if HAVE_EPOLL and type(selector) is EPOLL else -1
+        self.waiting = self.hold = self.torn = self._last = False
+        self.executed = self.appended = 0
+        while self._round(selector, poll, milliseconds, store, others):
+            now = poll_clock()
+            if first:
+                first = False
+                if milliseconds < 0 or until > now + TURN:
+                    until = now + TURN
+            if until <= now:
+                break
+            milliseconds = <int>((until - now) * 1000 + 0.999)
         return others or None
 
-    cdef list _wait(self, int poll, int milliseconds):
+    cdef bint _round(self, selector, int poll, int milliseconds, store, list others) except -1:
+        """Wait, receive, execute, append, reply; return whether it did and has left nothing to the worker."""
+        cdef Link link
+        cdef uint64_t now
+        if PyList_GET_SIZE(self._turn):
+            self._turn = []
+        if poll >= 0:
+            self._wait(poll, milliseconds, others)
+        else:
+            for key, mask in selector.select(None if milliseconds < 0 else milliseconds * 1e-3):
+                self._on_event(key.fd, mask, others)
+        if not PyList_GET_SIZE(self._turn):
+            return False
+        self.executed += PyList_GET_SIZE(self._turn)
+        now = poll_microseconds() if self._clock is None else self._clock()
+        if isinstance(store, Executor):
+            (<Executor>store).now = now // 1000
+        else:
+            store.now = now // 1000
+        for link in self._turn:
+            self._execute(link, store)
+        if self.hold or not self._append(store, now):
+            self.waiting = True
+            return False
+        self._reply()
+        return not (self._last or PyList_GET_SIZE(others) or PyList_GET_SIZE(self.changed))
+
+    cdef bint _append(self, store, uint64_t now) except -1:
+        """Append what the round has to log; return whether nothing is left to append."""
+        cdef object log = (<Executor>store).log if isinstance(store, Executor) else store.log
+        cdef bytes records
+        cdef const uint8_t *data
+        cdef size_t size
+        cdef Py_ssize_t written
+        cdef uint64_t since, until
+        cdef int fd
+        if type(log) is RecordEncoder:
+            data = (<RecordEncoder>log)._pending.data
+            size = (<RecordEncoder>log)._pending.size
+        else:
+            records = log.pending()
+            data = <const uint8_t *>PyBytes_AS_STRING(records)
+            size = <size_t>PyBytes_GET_SIZE(records)
+        if not size:
+            return True
+        if self.grant is None or self._last:
+            return False
+        fd, since, until = self.grant
+        if not since <= now < until:
+            return False
+        written = write(fd, data, size)
+        if written < 0:
+            return False  # the worker will meet it, too
+        if <size_t>written < size:
+            self.torn = True
+            return False
+        self.appended += written
+        if isinstance(store, Executor):
+            (<Executor>store).commit()
+        else:
+            store.commit()
+        return True
+
+    cdef int _wait(self, int poll, int milliseconds, list others) except -1:
         cdef PollEvent[EVENTS] events
         cdef int index
-        cdef list others = []
         for index in range(poll_gather(poll, events, EVENTS, milliseconds)):
             self._on_event(poll_fd(&events[index]), poll_selected(&events[index]), others)
-        return others
+        return 0
 
     cdef int _on_event(self, int fd, int mask, list others) except -1:
         cdef object found = self.by_fd.get(fd)
@@ -160,14 +234,14 @@ cdef class Links:
         return 0
 
     def again(self, store):
-        """Execute once more what was executed in this turn: its effects have been rolled back."""
+        """Execute once more what was executed in the last round: its effects have been rolled back."""
         cdef Link link
         for link in self._turn:
             link._out.held.size = link._out.start + link._mark
             self._execute(link, store)
 
     def reply(self):
-        """Send the replies of this turn, each as far as its socket takes it."""
+        """Send the replies of this round, each as far as its socket takes it."""
         self._reply()
 
     cdef int _reply(self) except -1:
@@ -207,14 +281,24 @@ cdef class Links:
 
     cdef int _execute(self, Link link, store) except -1:
         cdef bytes replies
-        view = PyMemoryView_FromMemory(
-            <char *>stream_front(&link._arrived), <Py_ssize_t>stream_size(&link._arrived), PyBUF_READ
-        )
-        used, replies = store.execute(view)
-        view.release()  # what is behind it will move
-        link._used = used
+        cdef Executor executor
+        cdef bint fits
         link._mark = stream_size(&link._out)
-        if not stream_add(&link._out, PyBytes_AS_STRING(replies), <size_t>PyBytes_GET_SIZE(replies)):
+        if isinstance(store, Executor):
+            executor = <Executor>store
+            try:
+                link._used = executor.run_batch(stream_front(&link._arrived), stream_size(&link._arrived))
+                fits = stream_add(&link._out, executor._out.data, executor._out.size)
+            finally:
+                buffer_empty(&executor._out)
+        else:
+            view = PyMemoryView_FromMemory(
+                <char *>stream_front(&link._arrived), <Py_ssize_t>stream_size(&link._arrived), PyBUF_READ
+            )
+            link._used, replies = store.execute(view)
+            view.release()  # what is behind it will move
+            fits = stream_add(&link._out, PyBytes_AS_STRING(replies), <size_t>PyBytes_GET_SIZE(replies))
+        if not fits:
             raise MemoryError
         return 0
 

@@ -37,11 +37,17 @@ cdef extern from *:
     static inline size_t chunk_size(size_t size) {
         return size <= 24 ? 32 : (size + 8 + 15) & ~(size_t)15;
     }
+
+    /* At least `size` bytes, and all that this chunk has: as much for each size that takes the same. */
+    static inline void *alloc_chunk(size_t size) {
+        return alloc(chunk_size(size) - 8);
+    }
     """
     size_t alloc_fails_at
     void *alloc(size_t size) noexcept nogil
     void *alloc_grow(void *old, size_t size) noexcept nogil
     void *alloc_lines(size_t size) noexcept nogil
+    void *alloc_chunk(size_t size) noexcept nogil
     size_t chunk_size(size_t size) noexcept nogil
     void free(void *block) noexcept nogil
 

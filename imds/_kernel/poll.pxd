@@ -2,7 +2,7 @@
 
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     READ = 1  # as selectors has them
@@ -41,6 +41,12 @@ cdef extern from *:
         clock_gettime(CLOCK_MONOTONIC, &now);
         return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
     }
+
+    static inline unsigned long long poll_microseconds(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        return (unsigned long long)now.tv_sec * 1000000 + (unsigned long long)now.tv_nsec / 1000;
+    }
     """
     const bint HAVE_EPOLL
     const uint32_t EPOLLIN, EPOLLOUT
@@ -50,6 +56,7 @@ cdef extern from *:
     int poll_fd(const PollEvent *event) noexcept nogil
     uint32_t poll_mask(const PollEvent *event) noexcept nogil
     double poll_clock() noexcept nogil  # time.monotonic()
+    uint64_t poll_microseconds() noexcept nogil  # since 1970
 
 
 cdef inline int poll_milliseconds(object timeout) except -2:

@@ -102,6 +102,7 @@ cdef uint64_t LEAST_NOTICE = _twin._LEAST_NOTICE
 cdef object EPOLL = getattr(selectors, "EpollSelector", None)
 cdef size_t RECEIVE = _twin.RECEIVE
 cdef size_t RECEIVE_LINK = _twin.RECEIVE_LINK
+cdef double TURN = _turns.TURN
 cdef uint64_t SLOT_MASK = _hashslots.SLOTS - 1
 assert _hashslots.SLOTS & (_hashslots.SLOTS - 1) == 0
 
@@ -1021,20 +1022,22 @@ cdef class Switch:
 
     # -- a turn of the router's loop -------------------------------------------------------------------
 
-    cdef object _turn(self, int poll, int milliseconds, Py_ssize_t window, size_t hold, double wait):
-        """See ``turn``, below."""
+    cdef int _round(
+        self, int poll, int milliseconds, Py_ssize_t window, size_t hold, double wait, News news
+    ) except -1:
+        """Wait, receive, send; see ``turn``, below. Returns whether anything had come."""
         cdef PollEvent[EVENTS] events
-        cdef int index, fd, mask, shard
+        cdef int count, index, fd, mask, shard
         cdef object known
         cdef Client client
         cdef Link *link
         cdef list answered = []
         cdef list held
-        cdef News news = News.__new__(News)
         if PyList_GET_SIZE(self.held):
             index = <int>(wait * 1000 + 0.999)
             milliseconds = index if milliseconds < 0 or index < milliseconds else milliseconds
-        for index in range(poll_gather(poll, events, EVENTS, milliseconds)):
+        count = poll_gather(poll, events, EVENTS, milliseconds)
+        for index in range(count):
             fd = poll_fd(&events[index])
             mask = poll_selected(&events[index])
             known = self.by_fd.get(fd)
@@ -1069,7 +1072,7 @@ cdef class Switch:
         if PyList_GET_SIZE(self.held) and poll_clock() >= self.held_until:
             held, self.held = self.held, []
             self._flush_plain(held, 0, news.changed, None)
-        return news if news.any() else None
+        return count > 0
 
     cdef int _receive_ready(self, int shard, int fd, News news, list answered) except -1:
         """Receive from a link that is readable, as ``receive_link`` does."""
@@ -1174,6 +1177,23 @@ cdef class News:
 
 def turn(Switch switch not None, selector, timeout, Py_ssize_t window, size_t hold, double wait):
     """Take one turn of the router's loop; see the twin in ``imds/router/turns.py``."""
-    if HAVE_EPOLL and type(selector) is EPOLL:
-        return switch._turn(selector.fileno(), poll_milliseconds(timeout), window, hold, wait)
-    return _turns.turn(switch, selector, timeout, window, hold, wait)
+    cdef int poll, milliseconds
+    cdef double now, until
+    cdef bint first = True
+    cdef News news
+    if not HAVE_EPOLL or type(selector) is not EPOLL:
+        return _turns.turn(switch, selector, timeout, window, hold, wait)
+    news = News.__new__(News)
+    poll = selector.fileno()
+    milliseconds = poll_milliseconds(timeout)
+    until = poll_clock() + milliseconds * 1e-3
+    while switch._round(poll, milliseconds, window, hold, wait, news) and not news.any():
+        now = poll_clock()
+        if first:
+            first = False
+            if milliseconds < 0 or until > now + TURN:
+                until = now + TURN
+        if until <= now:
+            break
+        milliseconds = <int>((until - now) * 1000 + 0.999)
+    return news if news.any() else None

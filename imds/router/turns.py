@@ -6,18 +6,25 @@
            -> every readable shard:  receive (merge in order)
            -> one send for each shard -> one send for each client with output
 
-What is policy, and what happens seldom, is left to the router, as :class:`News`. The compiled twin is
-``turn`` in ``_kernel/switch.pyx``: one call for all of this, without a Python object for an event, where the
-system has epoll(7). The tests in ``tests/router/test_turns.py`` hold both to the same cases.
+What is policy, and what happens seldom, is left to the router, as :class:`News`. Where there is none, the
+turn goes on with the next round, until TURN after its first one: what the router looks at once in a turn is
+looked at often enough.
+
+The compiled twin is ``turn`` in ``_kernel/switch.pyx``: one call for all of this, without a Python object for
+an event, where the system has epoll(7). The tests in ``tests/router/test_turns.py`` hold both to the same
+cases.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from selectors import EVENT_READ, BaseSelector
 from typing import Any
 
 from imds.router.switch import Asked, Client, LinkError, Switch
+
+TURN = 0.05  # seconds from a turn's first round to its end
 
 
 class News:
@@ -57,12 +64,35 @@ def turn(
     The selector has every client and link by its descriptor. ``window`` is that of ``receive_all``. Replies
     that stop in the midst of a turn, and are under ``hold`` bytes, are held back for ``wait`` seconds.
     """
+    news = News()
+    first = True
+    until = math.inf if timeout is None else time.monotonic() + timeout
+    while _round(switch, selector, timeout, window, hold, wait, news) and not news:
+        now = time.monotonic()
+        if first:
+            first, until = False, min(until, now + TURN)
+        timeout = until - now
+        if timeout <= 0:
+            break
+    return news or None
+
+
+def _round(
+    switch: Switch,
+    selector: BaseSelector,
+    timeout: float | None,
+    window: int,
+    hold: int,
+    wait: float,
+    news: News,
+) -> bool:
+    """Wait, receive, send; return whether anything had come."""
     if switch.held:
         timeout = wait if timeout is None else min(wait, timeout)
-    news = News()
     readable: list[Client] = []
     answered: list[Client] = []
-    for key, mask in selector.select(timeout):
+    events = selector.select(timeout)
+    for key, mask in events:
         known = switch.by_fd.get(key.fd)
         if isinstance(known, int):
             if mask & EVENT_READ:
@@ -81,7 +111,7 @@ def turn(
         except OSError:
             news.broken.append((shard, None))
     _flush(switch, answered, news, hold, wait)
-    return news or None
+    return bool(events)
 
 
 def _receive_link(switch: Switch, shard: int, fd: int, news: News, answered: list[Client]) -> None:

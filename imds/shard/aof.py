@@ -33,6 +33,7 @@ from time import monotonic, time
 from typing import NamedTuple, NoReturn
 
 from imds.protocol import Buffer
+from imds.shard.links import TURN, Grant
 from imds.shard.manifest import (
     Base,
     Manifest,
@@ -69,6 +70,8 @@ POLICIES = ("always", "everysec", "no")
 SYNC_EVERY = 1.0  # seconds from the first unsynced append to the sync that covers it
 MAX_LAG = 2.0  # seconds; older unsynced data holds appends back: this is the promise of everysec
 MAX_STALL = 10.0  # seconds; older unsynced data is a disk that does not answer: the log gives up
+GRANTED = 0.1  # seconds for which somebody else may append
+assert TURN < GRANTED
 MARK_EVERY = 4096  # synced bytes without a mark after which the next append writes one
 SUSPECT = "suspect"
 
@@ -419,15 +422,36 @@ class Aof:
         try:
             write_all(self._storage, self._fd, records)
         except OSError as error:
-            self._take_back()
+            self.take_back()
             raise AofWriteError(self._path, error.errno or errno.EIO) from error
         if clock_due:
             self.clock = now
         if mark_due:
             # A mark that speaks for all that is before it needs no mark itself.
             self._marked = self._size + HEADER.size if synced == self._size else synced
+        self.count(len(records))
+
+    def grant(self) -> Grant | None:
+        """Leave to append whole records to the file by write(2) at once, or None: :meth:`append` has to.
+
+        It holds until another method is called, for less than GRANTED seconds, and within its times. What was
+        written is then to be counted; what was written in part, taken back.
+        """
+        if (
+            self.policy == "always"
+            or self.failed is not None
+            or self.suspect
+            or type(self._storage) is not Storage  # somebody stands in for the disk
+            or self._synced - self._marked >= MARK_EVERY
+            or (self._thread is not None and self.unsynced_seconds > MAX_LAG - GRANTED)
+        ):
+            return None
+        return self._fd, self.clock, self.clock + CLOCK_EVERY
+
+    def count(self, size: int) -> None:
+        """Take note of ``size`` bytes of records that are in the file now."""
         self._appended = True
-        self._size += len(records)
+        self._size += size
         if self._dirty_since is None:
             with self._changed:
                 self._dirty_since = monotonic()
@@ -442,11 +466,11 @@ class Aof:
             took = True
         except OSError:
             took = False
-        self._take_back()
+        self.take_back()
         return took
 
-    def _take_back(self) -> None:
-        """Cut the file back to its last whole record."""
+    def take_back(self) -> None:
+        """Cut the file back to its last whole record that is counted. Raises AofBroken."""
         try:
             self._storage.truncate(self._fd, self._size)
         except OSError as error:

@@ -3,14 +3,19 @@
 ::
 
     turn:   wait -> receive from every readable link -> execute what is whole
-                 -> nothing to log, nothing to wait for: send the replies
+                 -> nothing to log, or a grant to append it: append, send the replies, and once more
                     otherwise they wait:  reply, when what they rest on is in the log
                                           again, when the log has refused it
 
 What stays true:
 
 * A link's replies leave in the order in which its requests came, and none before ``turn`` found nothing to
-  log or ``reply`` was called.
+  log, or has appended it, or ``reply`` was called.
+* A turn ends with the first round that leaves something to the worker: effects that it may not append, other
+  descriptors' events, a link to think about, a call of ``end``. At the latest it ends TURN after its first
+  request, so nothing that the worker looks at once in a turn is looked at much later than it should.
+* What a turn has appended is in the file and not in the worker's books: ``appended`` says how much. The
+  worker counts it before it does anything else with the log.
 * What was executed in a turn is kept until its replies may go, so that ``again`` can execute it once more;
   after ``reply`` there is nothing to execute again.
 * A link is read only by ``turn``, at most ``RECEIVE`` bytes at a time, and only while the worker has it
@@ -22,8 +27,10 @@ No logging, no policy: who is watched for what is the worker's to decide. The co
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+import time
 from collections.abc import Callable
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from typing import Protocol
@@ -31,7 +38,11 @@ from typing import Protocol
 from imds.envelope import LENGTH
 from imds.protocol import U32, Buffer
 
-RECEIVE = 1 << 18  # bytes taken from one link per turn
+RECEIVE = 1 << 18  # bytes taken from one link per round
+TURN = 0.05  # seconds from a turn's first request to its end
+
+# A leave to append: descriptor, and from when until when it holds, in microseconds since 1970.
+Grant = tuple[int, int, int]
 
 
 class Log(Protocol):
@@ -49,6 +60,8 @@ class Executor(Protocol):
     def log(self) -> Log: ...
 
     def execute(self, data: Buffer, /) -> tuple[int, bytes]: ...
+
+    def commit(self) -> None: ...
 
 
 class Link:
@@ -68,9 +81,9 @@ class Link:
         self.fd = sock.fileno()
         self.mask = EVENT_READ
         self.arrived = bytearray()  # requests that have not been answered, or not wholly arrived
-        self.used = 0  # bytes of these that were executed in this turn
+        self.used = 0  # bytes of these that were executed in this round
         self.out = bytearray()
-        self.mark = 0  # bytes of ``out`` that are older than this turn
+        self.mark = 0  # bytes of ``out`` that are older than this round
         self.ended = False
 
     @property
@@ -79,22 +92,30 @@ class Link:
 
 
 class Links:
-    """All links of a shard. ``clock`` tells the store's time, once for each turn that executes something.
+    """All links of a shard. ``clock`` tells the time in microseconds since 1970, once for each round that
+    executes something: the store's ``now``, in milliseconds.
 
-    After :meth:`turn`, ``waiting`` says whether replies wait for :meth:`reply`; ``executed`` how many links
-    had something to execute. ``changed`` collects the links that the worker has to think about: ended ones,
-    and those of which the socket has not, or now has, taken everything. The worker empties it.
+    Before :meth:`turn` the worker may give a ``grant``: the turn then appends what a round has to log itself,
+    and commits it. After it, ``waiting`` says whether replies wait for :meth:`reply`; ``executed`` how often
+    a link had something to execute; ``appended`` how many bytes are in the file by the grant, and ``torn``
+    whether some more are, which are to be taken back. ``changed`` collects the links that the worker has to
+    think about: ended ones, and those of which the socket has not, or now has, taken everything. The worker
+    empties it.
     """
 
-    def __init__(self, clock: Callable[[], int]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], int] | None = None) -> None:
+        self._clock = clock or _microseconds
         self.by_fd: dict[int, Link] = {}
+        self.grant: Grant | None = None
+        self.appended = 0
+        self.torn = False
         self.waiting = False
         self.executed = 0
-        # Set while executing: the replies of this turn wait, whether it logs something or not.
+        # Set while executing: the replies of this round wait, whether it logs something or not.
         self.hold = False
         self.changed: list[Link] = []
-        self._turn: list[Link] = []  # what was executed in it
+        self._turn: list[Link] = []  # what was executed in the last round
+        self._last = False  # whether it is the turn's last one
 
     def add(self, sock: socket.socket, router: bytes = b"") -> Link:
         """Return a new link on a non-blocking socket. The worker has the selector watch it."""
@@ -110,6 +131,10 @@ class Links:
         link.out.clear()
         link.used = 0
 
+    def end(self) -> None:
+        """Have the turn end with this round, and the worker append what it logs; for who is called by it."""
+        self._last = True
+
     def turn(
         self, selector: BaseSelector, timeout: float | None, store: Executor
     ) -> list[tuple[int, int]] | None:
@@ -118,9 +143,29 @@ class Links:
         Returns the events of other descriptors, as (descriptor, the selector's mask). Raises what ``execute``
         raises for an envelope that no router makes.
         """
+        self.waiting = self.hold = self.torn = self._last = False
+        self.executed = self.appended = 0
+        others: list[tuple[int, int]] = []
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        first = True
+        while self._round(selector, timeout, store, others):
+            now = time.monotonic()
+            if first:
+                first, until = False, min(until, now + TURN)
+            timeout = until - now
+            if timeout <= 0:
+                break
+        return others or None
+
+    def _round(
+        self,
+        selector: BaseSelector,
+        timeout: float | None,
+        store: Executor,
+        others: list[tuple[int, int]],
+    ) -> bool:
+        """Wait, receive, execute, append, reply; return whether it did and has left nothing to the worker."""
         self._turn.clear()
-        self.waiting = self.hold = False
-        others = []
         for key, mask in selector.select(timeout):
             link = self.by_fd.get(key.fd)
             if link is None:
@@ -131,25 +176,48 @@ class Links:
                 self.changed.append(link)
             if mask & EVENT_READ and self._receive(link):
                 self._turn.append(link)
-        self.executed = len(self._turn)
-        if self._turn:
-            store.now = self._clock()
-            for link in self._turn:
-                self._execute(link, store)
-            if self.hold or store.log.pending():
-                self.waiting = True
-            else:
-                self.reply()
-        return others or None
+        if not self._turn:
+            return False
+        self.executed += len(self._turn)
+        now = self._clock()
+        store.now = now // 1000
+        for link in self._turn:
+            self._execute(link, store)
+        if self.hold or not self._append(store, now):
+            self.waiting = True
+            return False
+        self.reply()
+        return not (self._last or others or self.changed)
+
+    def _append(self, store: Executor, now: int) -> bool:
+        """Append what the round has to log; return whether nothing is left to append."""
+        records = store.log.pending()
+        if not records:
+            return True
+        if self.grant is None or self._last:
+            return False
+        fd, since, until = self.grant
+        if not since <= now < until:
+            return False
+        try:
+            size = os.write(fd, records)
+        except OSError:
+            return False  # the worker will meet it, too
+        if size < len(records):
+            self.torn = True
+            return False
+        self.appended += size
+        store.commit()
+        return True
 
     def again(self, store: Executor) -> None:
-        """Execute once more what was executed in this turn: its effects have been rolled back."""
+        """Execute once more what was executed in the last round: its effects have been rolled back."""
         for link in self._turn:
             del link.out[link.mark :]
             self._execute(link, store)
 
     def reply(self) -> None:
-        """Send the replies of this turn, each as far as its socket takes it."""
+        """Send the replies of this round, each as far as its socket takes it."""
         self.waiting = False
         for link in self._turn:
             if link.ended:
@@ -199,3 +267,7 @@ class Links:
             except OSError:
                 link.ended = True
                 self.changed.append(link)
+
+
+def _microseconds() -> int:
+    return time.time_ns() // 1000

@@ -41,6 +41,7 @@ import selectors
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,9 @@ class Loading:
         """Refuse every request in the whole envelopes of ``data``."""
         return refuse(data, _LOADING)
 
+    def commit(self) -> None:
+        """There is nothing to commit."""
+
 
 class Worker:
     """One shard process. :meth:`run` returns its exit code."""
@@ -110,7 +114,7 @@ class Worker:
         self._store = self._new_store()
         self._selector = selectors.DefaultSelector()
         self._background = Background()
-        self._links = Links(_now)
+        self._links = Links()
         self._loading: Loading | None = Loading()
         self._stopping = False
         self._rewrite_asked = False  # of the supervisor, who says when
@@ -126,24 +130,35 @@ class Worker:
 
     def _new_store(self) -> UnifiedStore:
         config, shard = self._config, self._shard
+        hooks: dict[str, Callable[[list[bytes]], bytes]] = {
+            "stats": self._stats,
+            "sync": self._on_sync,
+            "rewrite": self._on_rewrite,
+            "digest": self._on_digest,
+            "_configure": self._on_configure,
+            "_watch": self._transactions.on_watch,
+            "_unwatch": self._transactions.on_unwatch,
+            "_exec": self._transactions.on_exec,
+            "_block": self._waiting.on_block,
+            "_cancel": self._waiting.on_cancel,
+        }
         return UnifiedStore(
             self._log,
             capacity=config.share(config.capacity, shard),
             maxmemory=config.share(config.maxmemory, shard),
             evict=config.maxmemory_policy == "allkeys-lru",
-            hooks={
-                "stats": self._stats,
-                "sync": self._on_sync,
-                "rewrite": self._on_rewrite,
-                "digest": self._on_digest,
-                "_configure": self._on_configure,
-                "_watch": self._transactions.on_watch,
-                "_unwatch": self._transactions.on_unwatch,
-                "_exec": self._transactions.on_exec,
-                "_block": self._waiting.on_block,
-                "_cancel": self._waiting.on_cancel,
-            },
+            hooks={name: self._hook(hook) for name, hook in hooks.items()},
         )
+
+    def _hook(self, answer: Callable[[list[bytes]], bytes]) -> Callable[[list[bytes]], bytes]:
+        """Have a hook find the log's books in order, and the turn end: what it rests on may have changed."""
+
+        def call(tokens: list[bytes]) -> bytes:
+            self._count()
+            self._links.end()
+            return answer(tokens)
+
+        return call
 
     # -- the loop ---------------------------------------------------------------------------------
 
@@ -198,7 +213,12 @@ class Worker:
     def _turn(self, timeout: float | None) -> bool:
         """Wait for events and act on them; return whether any request arrived."""
         links = self._links
+        # Who watches keys, or waits for one, has to be told what is logged.
+        quiet = not (self._loading or self._store.readonly or self._watches or self._waiting)
+        links.grant = self._aof.grant() if quiet else None
         events = links.turn(self._selector, timeout, self._loading or self._store)
+        if links.appended or links.torn:
+            self._count()
         if self._expiry_due():
             self._store.now = _now()
             if self._store.expire(EXPIRE_MOST) < EXPIRE_MOST:
@@ -216,6 +236,18 @@ class Worker:
             else:
                 self._on_control()
         return links.executed > 0
+
+    def _count(self) -> None:
+        """Take note of what the turn has appended until now."""
+        links = self._links
+        if links.appended:
+            self._aof.count(links.appended)
+            links.appended = 0
+            if not self._rewrite_asked:
+                self._ask_if_grown()
+        if links.torn:
+            links.torn = False
+            self._aof.take_back()
 
     def _settle(self) -> None:
         """Log, sync, reply: in this order, for all that was executed in this turn."""

@@ -854,6 +854,76 @@ def test_file_size_limit_of_the_real_system(tmp_path):
     assert read(tmp_path) == ([b"x" * 900] * 5 + [b"x" * 5, b"y"], 0)
 
 
+# -- what is appended by a grant -------------------------------------------------------------------------
+
+
+def granted(directory, policy="everysec", storage=None):
+    create_log(FAST, directory, shard=0, generation=1)
+    aof, _ = loaded(directory, policy, storage or Storage())
+    return aof
+
+
+def test_what_is_written_by_a_grant_is_like_an_append(tmp_path, monkeypatch):
+    monkeypatch.setattr(aof_module, "SYNC_EVERY", 0.01)
+    aof = granted(tmp_path)
+    before = aof.stats()["aof_bytes"]
+    for number, effect in enumerate(EFFECTS):
+        fd, _since, _until = aof.grant()
+        records = encoded(aof, [effect])
+        aof.sequence += 1
+        if number % 2:
+            assert os.write(fd, records[:7]) == 7  # the disk has taken a part
+            aof.take_back()
+            aof.append(records)
+        else:
+            assert os.write(fd, records) == len(records)
+            aof.count(len(records))
+        before += len(records)
+        assert aof.stats()["aof_bytes"] == aof.disk_bytes() == before
+    while aof.stats()["aof_unsynced_bytes"]:  # the thread was told of it
+        assert aof.failed is None
+    aof.close()
+    assert read(tmp_path) == (EFFECTS, 0)
+
+
+def test_a_grant_ends_with_the_clock(tmp_path, monkeypatch):
+    monkeypatch.setattr(aof_module, "CLOCK_EVERY", 1000)
+    aof = granted(tmp_path)
+    append(aof, EFFECTS)
+    assert aof.grant() == (aof._fd, aof.clock, aof.clock + 1000)
+    aof.close()
+
+
+def test_no_grant_where_an_append_has_more_to_do(tmp_path, monkeypatch):
+    for policy, storage in (("always", Storage()), ("everysec", FAST)):
+        (tmp_path / policy).mkdir()
+        aof = granted(tmp_path / policy, policy, storage)
+        assert aof.grant() is None
+        aof.close()
+    (tmp_path / "more").mkdir()
+    aof = granted(tmp_path / "more", "no")
+    assert aof.grant() is not None
+    append(aof, EFFECTS)
+    aof.flush()
+    monkeypatch.setattr(aof_module, "MARK_EVERY", 1)
+    assert aof.grant() is None  # a mark is due
+    append(aof, EFFECTS)
+    assert aof.grant() is not None
+    aof.failed = AofSyncFailed("a sync failed")
+    assert aof.grant() is None
+    aof.failed = None
+    aof.suspect = True
+    assert aof.grant() is None
+    aof.close()
+    (tmp_path / "late").mkdir()
+    aof = granted(tmp_path / "late")
+    assert aof.grant() is not None
+    aof._syncing_since = aof_module.monotonic() - aof_module.MAX_LAG + 0.05  # the disk is late
+    assert aof.grant() is None
+    aof._syncing_since = None
+    aof.close()
+
+
 def test_killed_while_appending(tmp_path):
     create_log(FAST, tmp_path, shard=0, generation=1)
     program = textwrap.dedent(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,9 @@ class Echo:
     def pending(self) -> bytes:
         return self.records
 
+    def commit(self) -> None:
+        self.records = b""
+
     def execute(self, data: Buffer) -> tuple[int, bytes]:
         self.runs += 1
         used, out = 0, b""
@@ -45,7 +50,7 @@ class Loop:
     def __init__(self, variant: Any, selector: selectors.BaseSelector) -> None:
         self.stack = ExitStack()
         self.selector = self.stack.enter_context(selector)
-        self.links = variant.pick(twin.Links, "links")(lambda: 7)
+        self.links = variant.pick(twin.Links, "links")(lambda: 7000)
         self.store = Echo()
 
     def link(self, router: bytes = b"0") -> tuple[Any, socket.socket]:
@@ -157,6 +162,126 @@ def test_a_turn_that_was_asked_to_hold_waits(loop: Loop) -> None:
     assert far.recv(99) == b"<1:read>"
     loop.turn()
     assert not loop.links.hold
+
+
+def test_a_turn_goes_on_while_nothing_is_left_to_the_worker(loop: Loop) -> None:
+    _link, far = loop.link()
+    answers = []
+
+    def execute(data: Buffer) -> tuple[int, bytes]:
+        if len(answers) < 5:  # the next request is there when this one has been answered
+            far.send(seal(0, 1, b"again"))
+        answers.append(bytes(data))
+        return plain(data)
+
+    plain = loop.store.execute
+    loop.store.execute = execute  # type: ignore[method-assign]
+    far.send(seal(0, 1, b"first"))
+    assert loop.turn(5) is None  # and it ends long before
+    assert (loop.links.executed, len(answers)) == (6, 6)
+    assert far.recv(999) == b"<1:first>" + b"".join(b"<%d:again>" % n for n in range(2, 7))
+
+
+def test_a_turn_ends_although_requests_keep_coming(loop: Loop) -> None:
+    _link, far = loop.link()
+    plain = loop.store.execute
+
+    def execute(data: Buffer) -> tuple[int, bytes]:
+        far.recv(99) if loop.store.runs else None
+        far.send(seal(0, 1, b"again"))
+        return plain(data)
+
+    loop.store.execute = execute  # type: ignore[method-assign]
+    far.send(seal(0, 1, b"first"))
+    loop.turn(None)
+    assert loop.links.executed > 1
+
+
+GRANT = (0, 8000)  # the clock stands at 7000
+
+
+@pytest.fixture
+def file(loop: Loop, tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    yield fd
+    os.close(fd)
+
+
+def test_by_a_grant_effects_are_appended_and_committed_before_the_reply(loop: Loop, file: int) -> None:
+    _link, far = loop.link()
+    plain = loop.store.execute
+
+    def execute(data: Buffer) -> tuple[int, bytes]:
+        seen.append((os.pread(file, 99, 0), loop.store.records))
+        if len(seen) == 1:
+            far.send(seal(0, 1, b"w2"))
+        return plain(data)
+
+    seen: list[tuple[bytes, bytes]] = []
+    loop.store.execute = execute  # type: ignore[method-assign]
+    loop.links.grant = (file, *GRANT)
+    far.send(seal(0, 1, b"w1"))
+    loop.turn(5)
+    assert seen == [(b"", b""), (b"w1", b"")]  # by the time of the second, the first is in the file
+    assert (loop.links.appended, loop.links.waiting, loop.links.torn) == (4, False, False)
+    assert os.pread(file, 99, 0) == b"w1w2"
+    assert far.recv(99) == b"<1:w1><2:w2>"
+    loop.links.appended = 0  # as the worker does, who counts
+    loop.turn()
+    assert loop.links.appended == 0
+
+
+@pytest.mark.parametrize("grant", [None, (0, 7000), (7001, 9000)], ids=["none", "over", "not yet"])
+def test_without_a_grant_that_holds_nothing_is_appended(loop: Loop, file: int, grant: Any) -> None:
+    _link, far = loop.link()
+    loop.links.grant = grant and (file, *grant)
+    far.send(seal(0, 1, b"write"))
+    loop.turn()
+    assert (loop.links.appended, loop.links.waiting, loop.store.records) == (0, True, b"write")
+    assert os.pread(file, 99, 0) == b""
+    assert silent(far)
+
+
+@pytest.mark.parametrize("by", ["end", "hold"])
+def test_what_asks_for_the_worker_gets_it(loop: Loop, file: int, by: str) -> None:
+    _link, far = loop.link()
+    plain = loop.store.execute
+
+    def execute(data: Buffer) -> tuple[int, bytes]:
+        if by == "end":
+            loop.links.end()
+        else:
+            loop.links.hold = True
+        far.send(seal(0, 1, b"next"))
+        return plain(data)
+
+    loop.store.execute = execute  # type: ignore[method-assign]
+    loop.links.grant = (file, *GRANT)
+    far.send(seal(0, 1, b"write"))
+    loop.turn(5)
+    assert (loop.links.executed, loop.links.waiting, loop.links.appended) == (1, True, 0)
+    assert loop.store.records == b"write"
+
+
+def test_a_disk_that_takes_nothing_or_a_part(loop: Loop, tmp_path: Path) -> None:
+    _link, far = loop.link()
+    far.send(seal(0, 1, b"write"))
+    loop.links.grant = (os.open(tmp_path, os.O_RDONLY), *GRANT)
+    loop.turn()
+    assert (loop.links.appended, loop.links.torn, loop.links.waiting) == (0, False, True)
+    os.close(loop.links.grant[0])
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    size = 1 << 20
+    loop.store.records = b"w" * size  # more than a pipe takes
+    loop.links.reply()
+    loop.links.grant = (writer, *GRANT)
+    far.send(seal(1, 1, b"write"))
+    loop.turn()
+    assert (loop.links.appended, loop.links.torn, loop.links.waiting) == (0, True, True)
+    assert len(loop.store.records) == size + 5  # nothing was committed
+    os.close(reader)
+    os.close(writer)
 
 
 def test_events_of_others_are_left_to_the_worker(loop: Loop) -> None:
