@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
 import select
 import socket
 import threading
@@ -220,6 +222,36 @@ def test_a_sync_that_failed_in_the_background_ends_the_next_write(shards: dict[s
     with suppress(BrokenPipeError):  # it has ended already: it looks now and then
         shard.send((b"set", b"key", b"2"))
     assert shard.ended() == EXIT_DISK
+
+
+def test_what_the_disk_has_taken_of_a_granted_append_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = Shard(tmp_path, "no")
+    assert shard.ask((b"set", b"key", b"old")) == [(OK, b"OK")]
+    reader, writer = os.pipe()  # takes a part of the record
+    os.set_blocking(writer, False)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    parts = [b"part"]
+
+    def grant() -> tuple[int, int, int]:
+        while parts:
+            os.write(shard.aof._fd, parts.pop())  # where it would be
+        return writer, 0, 1 << 62
+
+    monkeypatch.setattr(shard.aof, "grant", grant)
+    assert shard.ask((b"get", b"key")) == [(OK, b"old")]
+    while parts:  # until the turn of this request has ended
+        select.select([], [], [], 0.01)
+    assert shard.ask((b"set", b"key", b"v" * 5000)) == [(OK, b"OK")]
+    assert len(os.read(reader, 9999)) == 4096
+    shard.stop()
+    os.close(reader)
+    os.close(writer)
+    again = Shard(tmp_path, "no")
+    assert again.aof.torn_bytes == 0
+    assert again.ask((b"get", b"key")) == [(OK, b"v" * 5000)]
+    again.stop()
 
 
 def test_a_refused_write_is_undone_and_said_so(shards: dict[str, Shard]) -> None:
