@@ -621,18 +621,6 @@ cdef class UnifiedStore(Executor):
 
     # ---- batches ---------------------------------------------------------------------------------
 
-    def execute(self, data):
-        """Run the whole envelopes in ``data``; return how many bytes they took, and the reply envelopes."""
-        cdef Py_buffer view
-        cdef size_t used
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        try:
-            used = self.run_batch(<const uint8_t *>view.buf, <size_t>view.len)
-            return used, PyBytes_FromStringAndSize(<const char *>self._out.data, <Py_ssize_t>self._out.size)
-        finally:
-            PyBuffer_Release(&view)
-            buffer_empty(&self._out)
-
     cdef size_t run_batch(self, const uint8_t *data, size_t size) except? 0:
         cdef size_t pos = 0, envelope, total, run = 0
         cdef uint32_t count, done
