@@ -34,8 +34,9 @@ def _alone(setup: Setup, what: str, sizes: Sequence[int]) -> dict[str, list[floa
     command += ["--sizes", ",".join(map(str, sizes))]
     if what != "pause":
         command += ["--requests", str(setup.size(200_000))]
-    variant = "IMDS_DISABLE_KERNEL" if setup.python else "IMDS_REQUIRE_KERNEL"
-    environment = os.environ | {variant: "1", "PYTHONPATH": str(ROOT)}
+    switches = {"IMDS_DISABLE_KERNEL": setup.python, "IMDS_REQUIRE_KERNEL": not setup.python}
+    environment = os.environ | {name: "1" if on else "" for name, on in switches.items()}
+    environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PeerError(f"alone.py {what}: {done.stderr[-2000:]}")

@@ -61,7 +61,10 @@ def _command(group: str) -> list[str]:
 
 def facts(setup: Setup) -> dict[str, str]:
     """Return what a reader must know to judge the figures, and to repeat them."""
-    variant = {"IMDS_DISABLE_KERNEL": "1"} if setup.python else {"IMDS_REQUIRE_KERNEL": "1"}
+    variant = {
+        "IMDS_DISABLE_KERNEL": "1" if setup.python else "",
+        "IMDS_REQUIRE_KERNEL": "" if setup.python else "1",
+    }
     version = subprocess.run(
         [sys.executable, "-m", "imds", "--version"],
         env=os.environ | variant | {"PYTHONPATH": str(ROOT)},
