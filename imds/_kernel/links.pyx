@@ -23,12 +23,14 @@ from imds._kernel.poll cimport (
     READ,
     WRITE,
     PollEvent,
-    poll_clock,
+    Rounds,
     poll_fd,
     poll_gather,
     poll_microseconds,
     poll_milliseconds,
     poll_selected,
+    rounds_begin,
+    rounds_go_on,
 )
 from imds._kernel.record cimport RecordEncoder
 from imds._kernel.socket cimport QUIETLY, recv, send
@@ -43,6 +45,7 @@ from imds._kernel.stream cimport (
 )
 
 from imds.envelope import LENGTH as _LENGTH
+from imds import rounds as _rounds
 from imds.shard import links as _twin
 
 cdef enum:
@@ -53,17 +56,15 @@ cdef enum:
 assert LENGTH == _LENGTH
 
 cdef size_t RECEIVE = _twin.RECEIVE
-cdef double TURN = _twin.TURN
+cdef double TURN = _rounds.TURN
 cdef object EPOLL = getattr(selectors, "EpollSelector", None)
 assert (READ, WRITE) == (selectors.EVENT_READ, selectors.EVENT_WRITE)
-
-
 cdef object EXECUTE = Executor.execute
 
 
-cdef inline bint is_executor(store) except -1:
-    """Whether a store may be called in C: it is one, and no subclass has another ``execute``."""
-    return isinstance(store, Executor) and type(store).execute is EXECUTE
+cdef inline Executor executor_of(store):
+    """Return a store that may be called in C, or None: it is one, and no subclass has another ``execute``."""
+    return <Executor>store if isinstance(store, Executor) and type(store).execute is EXECUTE else None
 
 
 cdef class Link:
@@ -138,26 +139,20 @@ cdef class Links:
 
     def turn(self, selector, timeout, store):
         """Wait, receive, execute, and send what may be sent; return the events of other descriptors, or None."""
-        cdef int milliseconds = poll_milliseconds(timeout)
-        cdef double until = poll_clock() + milliseconds * 1e-3
-        cdef double now
-        cdef bint first = True
+        cdef Rounds rounds = rounds_begin(poll_milliseconds(timeout), TURN)
         cdef list others = []
         cdef int poll = selector.fileno() if HAVE_EPOLL and type(selector) is EPOLL else -1
+        cdef Executor executor = executor_of(store)
         self.waiting = self.hold = self.torn = self._last = False
         self.executed = self.appended = 0
-        while self._round(selector, poll, milliseconds, store, others):
-            now = poll_clock()
-            if first:
-                first = False
-                if milliseconds < 0 or until > now + TURN:
-                    until = now + TURN
-            if until <= now:
+        while self._round(selector, poll, rounds.milliseconds, store, executor, others):
+            if not rounds_go_on(&rounds):
                 break
-            milliseconds = <int>((until - now) * 1000 + 0.999)
         return others or None
 
-    cdef bint _round(self, selector, int poll, int milliseconds, store, list others) except -1:
+    cdef bint _round(
+        self, selector, int poll, int milliseconds, store, Executor executor, list others
+    ) except -1:
         """Wait, receive, execute, append, reply; return whether it did and has left nothing to the worker."""
         cdef Link link
         cdef uint64_t now
@@ -172,21 +167,21 @@ cdef class Links:
             return False
         self.executed += PyList_GET_SIZE(self._turn)
         now = poll_microseconds() if self._clock is None else self._clock()
-        if is_executor(store):
-            (<Executor>store).now = now // 1000
+        if executor is not None:
+            executor.now = now // 1000
         else:
             store.now = now // 1000
         for link in self._turn:
-            self._execute(link, store)
-        if self.hold or not self._append(store, now):
+            self._execute(link, store, executor)
+        if self.hold or not self._append(store, executor, now):
             self.waiting = True
             return False
         self._reply()
         return not (self._last or PyList_GET_SIZE(others) or PyList_GET_SIZE(self.changed))
 
-    cdef bint _append(self, store, uint64_t now) except -1:
+    cdef bint _append(self, store, Executor executor, uint64_t now) except -1:
         """Append what the round has to log; return whether nothing is left to append."""
-        cdef object log = (<Executor>store).log if is_executor(store) else store.log
+        cdef object log = executor.log if executor is not None else store.log
         cdef bytes records
         cdef const uint8_t *data
         cdef size_t size
@@ -214,8 +209,8 @@ cdef class Links:
             self.torn = True
             return False
         self.appended += written
-        if is_executor(store):
-            (<Executor>store).commit()
+        if executor is not None:
+            executor.commit()
         else:
             store.commit()
         return True
@@ -244,9 +239,10 @@ cdef class Links:
     def again(self, store):
         """Execute once more what was executed in the last round: its effects have been rolled back."""
         cdef Link link
+        cdef Executor executor = executor_of(store)
         for link in self._turn:
             link._out.held.size = link._out.start + link._mark
-            self._execute(link, store)
+            self._execute(link, store, executor)
 
     def reply(self):
         """Send the replies of this round, each as far as its socket takes it."""
@@ -287,13 +283,11 @@ cdef class Links:
         arrived = stream_size(&link._arrived)
         return arrived >= LENGTH and arrived - LENGTH >= get_u32(stream_front(&link._arrived))
 
-    cdef int _execute(self, Link link, store) except -1:
+    cdef int _execute(self, Link link, store, Executor executor) except -1:
         cdef bytes replies
-        cdef Executor executor
         cdef bint fits
         link._mark = stream_size(&link._out)
-        if is_executor(store):
-            executor = <Executor>store
+        if executor is not None:
             try:
                 link._used = executor.run_batch(stream_front(&link._arrived), stream_size(&link._arrived))
                 fits = stream_add(&link._out, executor._out.data, executor._out.size)

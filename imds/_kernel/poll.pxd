@@ -88,3 +88,28 @@ cdef inline int poll_selected(const PollEvent *event) noexcept nogil:
     """Return an event as selectors tells it: an error or the end is something to read and to write."""
     cdef uint32_t mask = poll_mask(event)
     return (READ if mask & ~EPOLLOUT else 0) | (WRITE if mask & ~EPOLLIN else 0)
+
+
+ctypedef struct Rounds:
+    # The time of one turn of a loop: see imds/rounds.py.
+    double until
+    double turn
+    int milliseconds  # that the next round may wait; -1: for ever
+    bint first
+
+
+cdef inline Rounds rounds_begin(int milliseconds, double turn) noexcept nogil:
+    return Rounds(poll_clock() + milliseconds * 1e-3, turn, milliseconds, True)
+
+
+cdef inline bint rounds_go_on(Rounds *rounds) noexcept nogil:
+    """After a round: whether there is time for another one."""
+    cdef double now = poll_clock()
+    if rounds.first:
+        rounds.first = False
+        if rounds.milliseconds < 0 or rounds.until > now + rounds.turn:
+            rounds.until = now + rounds.turn
+    if rounds.until <= now:
+        return False
+    rounds.milliseconds = <int>((rounds.until - now) * 1000 + 0.999)
+    return True

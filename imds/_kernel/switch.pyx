@@ -43,11 +43,14 @@ from imds._kernel.poll cimport (
     HAVE_EPOLL,
     READ,
     PollEvent,
+    Rounds,
     poll_clock,
     poll_fd,
     poll_gather,
     poll_milliseconds,
     poll_selected,
+    rounds_begin,
+    rounds_go_on,
 )
 from imds._kernel.memory cimport Buffer, buffer_put, buffer_reserve, get_u32
 from imds._kernel.scan cimport PART, TOO_MANY, WHOLE, Scan, scan_advance, scan_reset
@@ -87,6 +90,7 @@ from imds._kernel.xxh64 cimport xxh64
 from imds import commands as _commands
 from imds import envelope as _envelope
 from imds import hashslots as _hashslots
+from imds import rounds as _rounds
 from imds.protocol import MAX_REQUEST, MAX_TOKENS, encode_error
 from imds.router import switch as _twin
 from imds.router import turns as _turns
@@ -102,7 +106,7 @@ cdef uint64_t LEAST_NOTICE = _twin._LEAST_NOTICE
 cdef object EPOLL = getattr(selectors, "EpollSelector", None)
 cdef size_t RECEIVE = _twin.RECEIVE
 cdef size_t RECEIVE_LINK = _twin.RECEIVE_LINK
-cdef double TURN = _turns.TURN
+cdef double TURN = _rounds.TURN
 cdef uint64_t SLOT_MASK = _hashslots.SLOTS - 1
 assert _hashslots.SLOTS & (_hashslots.SLOTS - 1) == 0
 
@@ -1177,23 +1181,15 @@ cdef class News:
 
 def turn(Switch switch not None, selector, timeout, Py_ssize_t window, size_t hold, double wait):
     """Take one turn of the router's loop; see the twin in ``imds/router/turns.py``."""
-    cdef int poll, milliseconds
-    cdef double now, until
-    cdef bint first = True
+    cdef int poll
+    cdef Rounds rounds
     cdef News news
     if not HAVE_EPOLL or type(selector) is not EPOLL:
         return _turns.turn(switch, selector, timeout, window, hold, wait)
     news = News.__new__(News)
     poll = selector.fileno()
-    milliseconds = poll_milliseconds(timeout)
-    until = poll_clock() + milliseconds * 1e-3
-    while switch._round(poll, milliseconds, window, hold, wait, news) and not news.any():
-        now = poll_clock()
-        if first:
-            first = False
-            if milliseconds < 0 or until > now + TURN:
-                until = now + TURN
-        if until <= now:
+    rounds = rounds_begin(poll_milliseconds(timeout), TURN)
+    while switch._round(poll, rounds.milliseconds, window, hold, wait, news) and not news.any():
+        if not rounds_go_on(&rounds):
             break
-        milliseconds = <int>((until - now) * 1000 + 0.999)
     return news if news.any() else None

@@ -7,8 +7,8 @@
            -> one send for each shard -> one send for each client with output
 
 What is policy, and what happens seldom, is left to the router, as :class:`News`. Where there is none, the
-turn goes on with the next round, until TURN after its first one: what the router looks at once in a turn is
-looked at often enough.
+turn goes on with the next round, until rounds.TURN after its first one: what the router looks at once in a
+turn is looked at often enough.
 
 The compiled twin is ``turn`` in ``_kernel/switch.pyx``: one call for all of this, without a Python object for
 an event, where the system has epoll(7). The tests in ``tests/router/test_turns.py`` hold both to the same
@@ -17,14 +17,12 @@ cases.
 
 from __future__ import annotations
 
-import math
 import time
 from selectors import EVENT_READ, BaseSelector
 from typing import Any
 
+from imds.rounds import Rounds
 from imds.router.switch import Asked, Client, LinkError, Switch
-
-TURN = 0.05  # seconds from a turn's first round to its end
 
 
 class News:
@@ -65,13 +63,9 @@ def turn(
     that stop in the midst of a turn, and are under ``hold`` bytes, are held back for ``wait`` seconds.
     """
     news = News()
-    first = True
-    until = math.inf if timeout is None else time.monotonic() + timeout
+    rounds = Rounds(timeout)
     while _round(switch, selector, timeout, window, hold, wait, news) and not news:
-        now = time.monotonic()
-        if first:
-            first, until = False, min(until, now + TURN)
-        timeout = until - now
+        timeout = rounds.left()
         if timeout <= 0:
             break
     return news or None

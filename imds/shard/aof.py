@@ -33,7 +33,8 @@ from time import monotonic, time
 from typing import NamedTuple, NoReturn
 
 from imds.protocol import Buffer
-from imds.shard.links import TURN, Grant
+from imds.rounds import TURN
+from imds.shard.links import Grant
 from imds.shard.manifest import (
     Base,
     Manifest,

@@ -12,8 +12,8 @@ What stays true:
 * A link's replies leave in the order in which its requests came, and none before ``turn`` found nothing to
   log, or has appended it, or ``reply`` was called.
 * A turn ends with the first round that leaves something to the worker: effects that it may not append, other
-  descriptors' events, a link to think about, a call of ``end``. At the latest it ends TURN after its first
-  request, so nothing that the worker looks at once in a turn is looked at much later than it should.
+  descriptors' events, a link to think about, a call of ``end``. At the latest it ends rounds.TURN after its
+  first request, so nothing that the worker looks at once in a turn is looked at much later than it should.
 * What a turn has appended is in the file and not in the worker's books: ``appended`` says how much. The
   worker counts it before it does anything else with the log.
 * What was executed in a turn is kept until its replies may go, so that ``again`` can execute it once more;
@@ -27,7 +27,6 @@ No logging, no policy: who is watched for what is the worker's to decide. The co
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import time
@@ -37,9 +36,9 @@ from typing import Protocol
 
 from imds.envelope import LENGTH
 from imds.protocol import U32, Buffer
+from imds.rounds import Rounds
 
 RECEIVE = 1 << 18  # bytes taken from one link per round
-TURN = 0.05  # seconds from a turn's first request to its end
 
 # A leave to append: descriptor, and from when until when it holds, in microseconds since 1970.
 Grant = tuple[int, int, int]
@@ -146,13 +145,9 @@ class Links:
         self.waiting = self.hold = self.torn = self._last = False
         self.executed = self.appended = 0
         others: list[tuple[int, int]] = []
-        until = math.inf if timeout is None else time.monotonic() + timeout
-        first = True
+        rounds = Rounds(timeout)
         while self._round(selector, timeout, store, others):
-            now = time.monotonic()
-            if first:
-                first, until = False, min(until, now + TURN)
-            timeout = until - now
+            timeout = rounds.left()
             if timeout <= 0:
                 break
         return others or None

@@ -23,8 +23,8 @@ What stays true:
   is on the disk by then, so what any policy has promised by now is kept.
 * Under ``everysec`` a turn that writes waits while the oldest unsynced write is more than 2 s old, and the
   process ends when it is 10 s old: a shard whose disk does not answer is better seen to be down.
-* The store's clock stands still during a turn. Keys whose deadline has come are gone for every request; those
-  that nobody asks for are removed a few at a time, EXPIRE_MOST in a turn.
+* The store's clock stands still during a round of a turn. Keys whose deadline has come are gone for every
+  request; those that nobody asks for are removed a few at a time, EXPIRE_MOST in a turn.
 * Nothing in the loop is O(data), except what ``digest`` asks for, nor waits for a file but in the ways
   above: a rewrite of the log makes its files in a thread and in another process (imds/shard/rewrite.py).
 * While the log is loaded every request is answered LOADING, by the same loop.
