@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Generator
 from dataclasses import dataclass
 from importlib import import_module
@@ -40,6 +41,15 @@ def _variants() -> list[str]:
     return ["python", "compiled"] if required or find_spec("imds._kernel.store") else ["python"]
 
 
+BEFORE = pytest.StashKey[list[threading.Thread]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    item.stash[BEFORE] = threading.enumerate()
+    yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With IMDS_FORBID_SKIPS=1 a test that is skipped has failed: what it needs was to be installed."""
@@ -47,6 +57,16 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("IMDS_FORBID_SKIPS") == "1":
         report.outcome = "failed"
     return report
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """A thread that a test leaves behind has failed it: it would work on in the midst of later tests."""
+    yield
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread not in item.stash.get(BEFORE, ()):
+            thread.join(1)
+            assert not thread.is_alive(), f"{thread} was left running"
 
 
 @pytest.fixture(scope="session", params=_variants())

@@ -244,7 +244,7 @@ class _Without(Storage):
 
 
 def failed_append_is_not_taken_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Aof, "_take_back", lambda self: None)
+    patch.setattr(Aof, "take_back", lambda self: None)
 
 
 def failed_append_stays_in_memory(patch: pytest.MonkeyPatch) -> None:

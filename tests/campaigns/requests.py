@@ -39,9 +39,11 @@ class Requests:
         return transaction([self.draw() for _ in range(self.rng.choice((1, 2, 4)))])
 
     def _value(self) -> bytes:
+        """Return a string of which no part is in another: a lost sector is not made up for by another's."""
         self.written += 1
         size = self.rng.choice((0, 10, 10, 60, 300, 700)) if self.rng.random() < 0.97 else 3000
-        return b"%d." % self.written + b"x" * size
+        mark = b"%d." % self.written
+        return (mark * (size // len(mark) + 2))[: len(mark) + size]
 
     def _plain(self) -> Tokens:
         """Return one of the first seven commands."""

@@ -85,13 +85,13 @@ SCENARIOS: tuple[Running | Starting, ...] = (
     Running(
         "no space once", "always", ("write:error=ENOSPC:when=4",), log=True, refuses=True, says="read-only"
     ),
-    Running("a write fails", "no", ("write:error=EIO:when=2",), log=True, refuses=True, says="read-only"),
+    Running("a write fails", "no", ("write:error=EIO:when=2..3",), log=True, refuses=True, says="read-only"),
     Running("a write is interrupted", "always", ("write:error=EINTR:when=2..4",), log=True),
     Running("quota", "always", ("write:error=EDQUOT:when=2",), log=True, refuses=True, says="read-only"),
     Running(
         "a write cannot be taken back",
         "everysec",
-        ("write:error=ENOSPC:when=2", "ftruncate:error=EIO:when=1"),
+        ("write:error=ENOSPC:when=2..3", "ftruncate:error=EIO:when=1"),
         log=True,
         says="cannot take a failed append back",
     ),

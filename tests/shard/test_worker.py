@@ -23,7 +23,7 @@ from imds.control import Channel
 from imds.envelope import REPLY, seal
 from imds.process import EXIT_DISK
 from imds.protocol import ERROR, MISSING, OK, decode_response, encode_request
-from imds.shard.aof import Aof, create_log
+from imds.shard.aof import Aof, AofError, create_log
 from imds.shard.worker import Worker
 
 DEADLINE = 20
@@ -121,9 +121,12 @@ class Shard:
 
     def stop(self) -> None:
         self.disk.fails.clear()
-        self.control.send("stop")
+        if self.exit_code is None:
+            self.control.send("stop")
         self.thread.join(DEADLINE)
         assert not self.thread.is_alive()
+        with suppress(AofError):
+            self.aof.close()  # a worker that fails leaves this to the end of its process
         self.router.close()
         self.control.close()
 

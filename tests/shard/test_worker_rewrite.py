@@ -31,10 +31,7 @@ DONE = (OK, b"OK")
 def shard(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     made = Shard(tmp_path, getattr(request, "param", "everysec"))
     yield made
-    if made.exit_code is None:
-        made.stop()
-    made.router.close()
-    made.control.close()
+    made.stop()
 
 
 def heard(shard: Shard, kind: str) -> dict[str, Any]:
