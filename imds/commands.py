@@ -290,6 +290,15 @@ _ANY_KEYS = (
         keys=_NO_KEY,
         combine=Combine.LIST,
     ),
+    _data(
+        "recent [count]",
+        "of each shard the keys that were used last, latest first; which does not count as use",
+        1,
+        2,
+        spread=Spread.ALL,
+        keys=_NO_KEY,
+        combine=Combine.LIST,
+    ),
     _data("randomkey", "a key by chance", 1, spread=Spread.SOME, keys=_NO_KEY),
     _data(
         "scan cursor [MATCH pattern] [COUNT number] [TYPE STRING|ZSET]",

@@ -217,6 +217,9 @@ class Requests:
     def of_dbsize(self) -> list[bytes]:
         return []
 
+    def of_recent(self) -> list[bytes]:
+        return self.dice.choice([[], [b"1"], [b"4"], [b"0"], [b"x"]])
+
     def of_keys(self) -> list[bytes]:
         return [self.dice.choice(PATTERNS)]
 
@@ -380,6 +383,7 @@ _ALL = [
         "object",
         "dbsize",
         "keys",
+        "recent",
         "zadd",
         "zincrby",
         "zscore",

@@ -1798,6 +1798,15 @@ cdef class UnifiedStore(Executor):
         entry = table_random(&self._table, self._dice)
         return None if entry == NULL else (<char *>key_of(entry))[: entry.size]
 
+    def recent(self, size_t count):
+        """Return the keys that were used last, latest first."""
+        cdef Item *entry = self._ring.second.older
+        cdef list found = []
+        while entry != &self._ring and <size_t>len(found) < count:
+            found.append((<char *>key_of(entry))[: entry.size])
+            entry = entry.second.older
+        return [key for key in found if self.kind(key) is not None]  # afterwards, as it may remove
+
     def flush(self):
         """Remove every key."""
         while self._ring.next != &self._ring:

@@ -12,6 +12,8 @@ NO_KEY = "ERR no such key"
 # Keys that randomkey draws before it gives up: on a read-only shard those that met their deadline stay.
 DRAWS = 1000
 STEP = 1000  # keys that a walk over all of them takes at a time
+RECENT = 10  # keys that recent answers
+MOST_RECENT = 10_000  # keys that it may be asked for: about a millisecond
 
 
 @command
@@ -111,6 +113,15 @@ def randomkey(store: Keyspace) -> bytes | None:
         if key is None or store.kind(key):
             return key
     return None
+
+
+@command
+def recent(store: Keyspace, *count: bytes) -> list[bytes]:
+    """Return the keys that were used last, latest first, which does not count as use. O(count)."""
+    wanted = integer(count[0]) if count else RECENT
+    if not 0 < wanted <= MOST_RECENT:
+        raise error(f"ERR value is out of range, must be from 1 to {MOST_RECENT}")
+    return store.recent(wanted)
 
 
 @command

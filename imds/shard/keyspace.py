@@ -59,7 +59,7 @@ class Keyspace(Protocol):
     def kind(self, key: bytes) -> str | None:
         """Return ``string``, ``zset`` or None.
 
-        Alone of these, with ``deadline``, it does not count as use.
+        Alone of these, with ``deadline`` and ``recent``, it does not count as use.
         """
 
     def touch(self, key: bytes) -> bool:
@@ -95,6 +95,9 @@ class Keyspace(Protocol):
 
     def random_key(self) -> bytes | None:
         """Return a key by chance, nearly all alike; it may have met its deadline. None if there is none."""
+
+    def recent(self, count: int) -> list[bytes]:
+        """Return up to ``count`` keys that were used last, latest first; less those that are over. O(count)."""
 
     def flush(self) -> None:
         """Remove every key. O(keys)."""

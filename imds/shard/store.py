@@ -642,6 +642,11 @@ class UnifiedStore:
         """Return a key by chance. O(keys)."""
         return next(islice(self._table, randrange(self.keys), None)) if self.keys else None
 
+    def recent(self, count: int) -> list[bytes]:
+        """Return the keys that were used last, latest first."""
+        found = list(islice(reversed(self._table), count))
+        return [key for key in found if self.kind(key)]  # afterwards, as it may remove
+
     def flush(self) -> None:
         """Remove every key."""
         for key in list(self._table):

@@ -259,9 +259,10 @@ class Machine(RuleBasedStateMachine):
                 (b"keys", b"*"),
                 (b"scan", b"0", b"count", b"1000"),
                 (b"randomkey",),
+                (b"recent", b"1000"),
             ]
             self.ask(reader(KEYS))  # what has met its deadline is removed by it
-            count, keys, (_, scanned), drawn = link.ask(asked)
+            count, keys, (_, scanned), drawn, recent = link.ask(asked)
             model.now = link.now
             self.effects[index] += model.expire()
             wanted = sorted(model.data)
@@ -270,8 +271,9 @@ class Machine(RuleBasedStateMachine):
                 or sorted(_items(keys)) != wanted
                 or sorted(decode_list(scanned)[1:]) != wanted  # type: ignore[type-var]
                 or (drawn[1] not in wanted if wanted else drawn != NONE)
+                or sorted(_items(recent)) != wanted
             ):
-                raise Violation(f"{wanted} are there, and not {count}, {keys}, {scanned!r}, {drawn}")
+                raise Violation(f"{wanted} are there, not {count}, {keys}, {scanned!r}, {drawn}, {recent}")
 
     @precondition(lambda self: self.quiet >= 5)
     @rule(shard=st.integers(0, 20))
