@@ -162,6 +162,11 @@ class KeyCommands(Commands[AnyStr]):
         return Request(self._reader.strings, b"keys", pattern)
 
     @repeatable
+    def recent(self, count: int | None = None) -> Request[list[AnyStr]]:
+        """Return the ``count`` (10) keys of each shard that were used last, latest first; itself no use."""
+        return Request(self._reader.strings, b"recent", *([] if count is None else [count]))
+
+    @repeatable
     def randomkey(self) -> Request[AnyStr | None]:
         """Return a key by chance, None if there is none."""
         return Request(self._reader.value, b"randomkey")

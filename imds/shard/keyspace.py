@@ -97,7 +97,7 @@ class Keyspace(Protocol):
         """Return a key by chance, nearly all alike; it may have met its deadline. None if there is none."""
 
     def recent(self, count: int) -> list[bytes]:
-        """Return up to ``count`` keys that were used last, latest first; less those that are over. O(count)."""
+        """Return the ``count`` keys that were used last, latest first, less what is over. O(count)."""
 
     def flush(self) -> None:
         """Remove every key. O(keys)."""

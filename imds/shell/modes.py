@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imds.client import Client
-from imds.shell import bulk, keys, latency, watch
+from imds.shell import bulk, hot, keys, latency, watch
 from imds.shell.options import EX_OK, Parser, seconds
 from imds.shell.output import Form
 
@@ -33,6 +33,13 @@ def _scan(client: Client[bytes], args: argparse.Namespace) -> int:
 def _bigkeys(client: Client[bytes], args: argparse.Namespace) -> int:
     found = keys.largest_keys(client, _selection(args), args.top or 5)
     keys.print_largest(found, args.form or Form.TEXT)
+    return EX_OK
+
+
+def _hotkeys(client: Client[bytes], args: argparse.Namespace) -> int:
+    interval = hot.INTERVAL if args.interval is None else args.interval
+    looks = hot.look(client, interval, hot.DURATION if args.duration is None else args.duration)
+    hot.print_hottest(looks, args.top or 10, args.form or Form.TEXT)
     return EX_OK
 
 
@@ -80,6 +87,12 @@ _TIMES = frozenset({"interval", "duration"})
 MODES = (
     Mode("scan", "print every key on a line", _scan, _SELECT),
     Mode("bigkeys", "find the largest keys; looking at a key counts as use", _bigkeys, _SELECT | {"top"}),
+    Mode(
+        "hotkeys",
+        "find the keys that are used most: for 10 s, look again and again at those used last",
+        _hotkeys,
+        _TIMES | {"top"},
+    ),
     Mode("stat", "print a row every second: keys, memory, requests ...", _stat, _TIMES),
     Mode(
         "latency",
@@ -108,12 +121,15 @@ def add_modes(parser: Parser) -> None:
     some.add_argument(
         "--count", metavar="N", type=_positive, help=f"keys to look at in a step (default {keys.SCAN_COUNT})"
     )
-    some.add_argument("--top", metavar="N", type=_positive, help="of --bigkeys: how many (default 5)")
+    some.add_argument(
+        "--top", metavar="N", type=_positive, help="how many keys: --bigkeys (default 5), --hotkeys (10)"
+    )
     some.add_argument(
         "--interval",
         metavar="SECONDS",
         type=seconds,
-        help=f"of --stat (default {watch.INTERVAL:g}), --latency (default {latency.INTERVAL:g})",
+        help=f"of --stat (default {watch.INTERVAL:g}), --latency ({latency.INTERVAL:g}), "
+        f"--hotkeys ({hot.INTERVAL:g})",
     )
     some.add_argument(
         "--duration", metavar="SECONDS", type=seconds, help="of these: end then (default: Ctrl-C)"

@@ -23,6 +23,8 @@ from hypothesis.stateful import (
 from imds import commands, envelope
 from imds.commands import COMMANDS
 from imds.protocol import (
+    LIST,
+    decode_list,
     decode_response,
     encode_error,
     encode_list,
@@ -216,6 +218,28 @@ def test_a_deadline_of_zero_is_past_and_not_none(variant):
     shard(b"set", b"k", b"v")
     assert shard(b"pexpire", b"k", b"-1000") == (0, b"1")
     assert shard(b"exists", b"k") == (0, b"0")
+
+
+def test_the_keys_that_were_used_last(variant):
+    shard = Shard(variant)
+    shard.store.now = 1000
+    assert shard(b"recent") == (LIST, encode_list([]))
+    for number in range(12):
+        shard(b"set", b"%d" % number, b"v")
+    shard(b"pexpire", b"10", b"5")
+    shard(b"get", b"3")
+    shard(b"type", b"0")  # no use
+    assert shard(b"recent", b"3") == (LIST, encode_list([b"3", b"10", b"11"]))
+    assert shard(b"recent", b"3") == (LIST, encode_list([b"3", b"10", b"11"]))  # nor is this
+    shard.store.now = 2000
+    assert shard(b"recent", b"3") == (LIST, encode_list([b"3", b"11"]))  # one of the three is over
+    assert shard(b"recent", b"3") == (LIST, encode_list([b"3", b"11", b"9"]))
+    assert decode_list(shard(b"recent")[1])[-1] == b"1"
+    assert decode_list(shard(b"recent", b"10000")[1])[-1] == b"0"
+    for count in (b"0", b"-1", b"10001"):
+        assert shard(b"recent", count)[1].startswith(b"ERR value is out of range")
+    assert shard(b"recent", b"x")[1] == b"ERR value is not an integer or out of range"
+    shard.store.check()
 
 
 def test_a_hook_that_fails_raises_and_the_batch_can_be_undone(variant):

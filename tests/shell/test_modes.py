@@ -9,7 +9,7 @@ import pytest
     ("options", "message"),
     [
         (["--pattern", "a*"], b"--pattern is an option of --scan, --bigkeys"),
-        (["--pipe", "--interval", "1"], b"--interval is an option of --stat, --latency"),
+        (["--pipe", "--interval", "1"], b"--interval is an option of --hotkeys, --stat, --latency"),
         (["--scan", "--resume-from", "3"], b"--resume-from is an option of --pipe"),
         (["--on-error", "stop", "get", "a"], b"--on-error is an option of --pipe"),
         (["--scan", "get", "a"], b"--scan takes no command"),
