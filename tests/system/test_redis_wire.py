@@ -115,7 +115,7 @@ class Talk:
         for _ in range(self.dice.randrange(5)):
             tokens = self.draw(tag)
             command = lookup(tokens[0])
-            if command is None or (command.key_step > 1 and not command.arity_ok(len(tokens))):
+            if command is None or not command.arity_ok(len(tokens)):
                 continue  # what Redis finds only when it runs it
             if command.spread in QUEUED:
                 queued.append(tokens)
