@@ -5,6 +5,7 @@ In full: ``IMDS_REDIS_ROUNDS=100000 pytest tests/shard/test_redis.py tests/syste
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import socket
@@ -167,7 +168,9 @@ def same(tokens: Tokens, ours: Reply, theirs: Reply) -> bool:
             return abs(int(ours) - theirs) <= (2 if name == b"expiretime" else 2000)
         return int(ours) == theirs
     if name in (b"incrbyfloat", b"zscore", b"zincrby", b"zadd") and theirs is not None and ours is not None:
-        return number(ours) == number(theirs) or abs(float(ours) - float(theirs)) < 1e-9
+        return number(ours) == number(theirs) or math.isclose(
+            float(ours), float(theirs), rel_tol=1e-15, abs_tol=1e-9
+        )
     return ours == theirs
 
 
