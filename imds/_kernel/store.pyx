@@ -24,6 +24,7 @@ from os import urandom
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.math cimport INFINITY, nextafter
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from imds._kernel cimport memory
@@ -198,7 +199,9 @@ _read_table()
 
 # Functions that have a compiled form, and with how many tokens. The rest of them, and of their cases, is Python's.
 cdef enum Form:
-    ADD, EXISTS, TTL, EXPIRE, SETEX, SETNX, STRLEN, MGET, MSET, DELETE, ZADDS, ZINCRBY, ZSCORE, ZCARD, ZRANKS
+    ADD, EXISTS, TTL, EXPIRE, STAY, TYPE, TOUCH, DELETE
+    SETEX, SETWORDS, SETNX, GETSET, GETDEL, APPEND, STRLEN, GETRANGE, MGET, MSET
+    ZADDS, ZINCRBY, ZSCORE, ZMSCORE, ZCARD, ZCOUNT, ZREVRANK, ZRANKS, ZSCORES, ZTAKES, ZPOP, ZTAKERANKS, ZTAKESCORES
 
 cdef enum Outcome:
     ANSWERED, REFUSED, LEFT  # LEFT: to the function
@@ -215,8 +218,11 @@ ctypedef struct FormRow:
 cdef enum:
     ANY = 0xFFFFFFFF
 
-cdef FormRow[25] FORMS = [
-    FormRow("set", 3, SETEX, 5, 5, 0, 0),
+cdef enum:
+    FORM_COUNT = 42
+
+cdef FormRow[FORM_COUNT] FORMS = [  # in the order of the names' lengths
+    FormRow("set", 3, SETWORDS, 4, 6, 0, 0),
     FormRow("ttl", 3, TTL, 2, 2, 1000, 0),
     FormRow("del", 3, DELETE, 3, ANY, 0, 0),
     FormRow("pttl", 4, TTL, 2, 2, 1, 0),
@@ -224,11 +230,18 @@ cdef FormRow[25] FORMS = [
     FormRow("decr", 4, ADD, 2, 2, -1, 0),
     FormRow("mget", 4, MGET, 2, ANY, 0, 0),
     FormRow("mset", 4, MSET, 3, ANY, 0, 0),
+    FormRow("type", 4, TYPE, 2, 2, 0, 0),
+    FormRow("zrem", 4, ZTAKES, 4, ANY, 0, 0),
     FormRow("zadd", 4, ZADDS, 6, ANY, 0, 0),
     FormRow("setex", 5, SETEX, 4, 4, 1000, 0),
     FormRow("setnx", 5, SETNX, 3, 3, 0, 0),
     FormRow("zcard", 5, ZCARD, 2, 2, 0, 0),
+    FormRow("touch", 5, TOUCH, 2, ANY, 0, 0),
     FormRow("incrby", 6, ADD, 3, 3, 1, 0),
+    FormRow("append", 6, APPEND, 3, 3, 0, 0),
+    FormRow("getset", 6, GETSET, 3, 3, 0, 0),
+    FormRow("getdel", 6, GETDEL, 2, 2, 0, 0),
+    FormRow("zcount", 6, ZCOUNT, 4, 4, 0, 0),
     FormRow("decrby", 6, ADD, 3, 3, -1, 0),
     FormRow("exists", 6, EXISTS, 2, ANY, 0, 0),
     FormRow("expire", 6, EXPIRE, 3, 3, 1000, 0),
@@ -237,18 +250,29 @@ cdef FormRow[25] FORMS = [
     FormRow("unlink", 6, DELETE, 2, ANY, 0, 0),
     FormRow("zscore", 6, ZSCORE, 3, 3, 0, 0),
     FormRow("pexpire", 7, EXPIRE, 3, 3, 1, 0),
+    FormRow("persist", 7, STAY, 2, 2, 0, 0),
     FormRow("zincrby", 7, ZINCRBY, 4, 4, 0, 0),
+    FormRow("zmscore", 7, ZMSCORE, 3, ANY, 0, 0),
+    FormRow("zpopmin", 7, ZPOP, 2, 3, 1, 0),
+    FormRow("zpopmax", 7, ZPOP, 2, 3, -1, 0),
+    FormRow("getrange", 8, GETRANGE, 4, 4, 0, 0),
+    FormRow("zrevrank", 8, ZREVRANK, 3, 3, 0, 0),
     FormRow("zrevrange", 9, ZRANKS, 4, 5, -1, 0),
-    FormRow("zrangebyrank", 12, ZRANKS, 4, 5, 1, 0),
     FormRow("pexpireat", 9, EXPIRE, 3, 3, 0, 0),
+    FormRow("zrangebyrank", 12, ZRANKS, 4, 5, 1, 0),
+    FormRow("zrangebyscore", 13, ZSCORES, 4, 8, 1, 0),
+    FormRow("zremrangebyrank", 15, ZTAKERANKS, 4, 4, 0, 0),
+    FormRow("zremrangebyscore", 16, ZTAKESCORES, 4, 4, 0, 0),
+    FormRow("zrevrangebyscore", 16, ZSCORES, 4, 8, -1, 0),
 ]
 
 
 def _read_forms():
-    for i in range(25):
+    for i in range(FORM_COUNT):
         command = COMMANDS[FORMS[i].name.decode()]
         FORMS[i].write = command.write
         assert command.name in FUNCTIONS and <size_t>len(command.name) == FORMS[i].size
+        assert i == 0 or FORMS[i - 1].size <= FORMS[i].size
         assert command.min_tokens <= FORMS[i].least and (FORMS[i].most == ANY or FORMS[i].most <= command.max_tokens)
 
 
@@ -301,6 +325,9 @@ cdef bytes UNKNOWN_COMMAND = _twin._UNKNOWN_COMMAND
 cdef bytes WRONG_ARITY = _twin._WRONG_ARITY
 cdef bytes MALFORMED = _twin._MALFORMED
 cdef bytes TOO_LONG = _twin._TOO_LONG
+cdef bytes STRING_TYPE = encode(b"string")
+cdef bytes SET_TYPE = encode(b"zset")
+cdef bytes NO_TYPE = encode(b"none")
 cdef size_t SHORT = _twin.SHORT
 cdef uint32_t MAX_COUNT = _twin.MAX_COUNT
 assert max(map(len, (DONE, WRONG_TYPE, BAD_SCORE, OUT_OF_MEMORY, TOO_LARGE, MALFORMED, TOO_LONG))) <= SHORT < ROOM
@@ -511,6 +538,44 @@ cdef bint is_word(const Token *text, const char *word) noexcept nogil:
     return word[text.size] == 0
 
 
+# A range of scores.
+ctypedef struct Bounds:
+    double low
+    double high
+    bint above  # the lower bound itself is not in it
+    bint below
+
+
+cdef bint read_bound(const Token *text, double *score, bint *excluded) except -1:
+    """Read a score, and whether it is excluded by ``(`` in front; False if it is none."""
+    cdef size_t skipped = text.size > 0 and text.at[0] == c'('
+    excluded[0] = skipped
+    return read_score(text.at + skipped, text.size - skipped, score)
+
+
+cdef bint read_bounds(const Token *low, const Token *high, Bounds *bounds) except -1:
+    """Read a range of scores; False if it is none."""
+    return read_bound(low, &bounds.low, &bounds.above) and read_bound(high, &bounds.high, &bounds.below)
+
+
+cdef size_t ranks_to(const Zset *zset, double bound, bint included) noexcept nogil:
+    """Return how many scores are below the bound, or not above it."""
+    if included and bound == INFINITY:
+        return zset.count
+    return zset_place(zset, nextafter(bound, INFINITY) if included else bound, NULL, 0)
+
+
+cdef size_t ranks_between(Item *entry, const Bounds *bounds, size_t *start) noexcept nogil:
+    """Return how many scores are between the bounds, and at which rank they begin; 0 of no entry."""
+    cdef size_t stop
+    start[0] = 0
+    if entry == NULL:
+        return 0
+    start[0] = ranks_to(zset_of(entry), bounds.low, bounds.above)
+    stop = ranks_to(zset_of(entry), bounds.high, not bounds.below)
+    return stop - start[0] if stop > start[0] else 0
+
+
 cdef void skip(Token *token) noexcept nogil:
     """Move to the next token of a frame that has one."""
     token.at += token.size
@@ -522,8 +587,10 @@ cdef const FormRow *find_form(const Request *request) noexcept nogil:
     """Return the form for the request, or NULL."""
     cdef int i
     cdef const FormRow *row
-    for i in range(25):
+    for i in range(FORM_COUNT):
         row = &FORMS[i]
+        if row.size > request.tokens[0].size:
+            return NULL
         if (
             row.size == request.tokens[0].size
             and row.least <= request.count <= row.most
@@ -1160,12 +1227,26 @@ cdef class UnifiedStore(Executor):
             return self._ttl(request, row.unit)
         if row.form == EXPIRE:
             return self._expire_at(request, row.unit)
+        if row.form == STAY:
+            return self._stay(request)
+        if row.form == TYPE:
+            return self._type(request)
+        if row.form == TOUCH:
+            return self._touch(request)
         if row.form == SETEX:
             return self._setex(request, row.unit)
+        if row.form == SETWORDS:
+            return self._set_words(request)
         if row.form == SETNX:
             return self._setnx(request)
+        if row.form == GETSET or row.form == GETDEL:
+            return self._get_before(request)
+        if row.form == APPEND:
+            return self._append(request)
         if row.form == STRLEN:
             return self._strlen(request)
+        if row.form == GETRANGE:
+            return self._getrange(request)
         if row.form == MGET:
             return self._mget(request)
         if row.form == MSET:
@@ -1178,9 +1259,23 @@ cdef class UnifiedStore(Executor):
             return self._zincrby(request)
         if row.form == ZSCORE:
             return self._zscore(request)
+        if row.form == ZMSCORE:
+            return self._zmscore(request)
         if row.form == ZCARD:
             return self._zcard(request)
-        return self._zranks(request, row.unit < 0)
+        if row.form == ZCOUNT:
+            return self._zcount(request)
+        if row.form == ZREVRANK:
+            return self._zrevrank(request)
+        if row.form == ZRANKS:
+            return self._zranks(request, row.unit < 0)
+        if row.form == ZSCORES:
+            return self._zscores(request, row.unit < 0)
+        if row.form == ZTAKES:
+            return self._ztakes(request)
+        if row.form == ZPOP:
+            return self._zpop(request, row.unit < 0)
+        return self._ztake_range(request, row.form == ZTAKESCORES)
 
     cdef Outcome _number(self, int64_t number) noexcept:
         """Reply a number."""
@@ -1297,29 +1392,149 @@ cdef class UnifiedStore(Executor):
         refusal = self._set_deadline(entry, when)
         return self._number(1) if refusal is None else self._refuse(refusal)
 
+    cdef Outcome _stay(self, Request *request) except? LEFT:
+        """``persist``."""
+        cdef Item *entry = self._find(request)
+        cdef bytes refusal
+        if entry == NULL or not when_of(entry):
+            return self._number(0)
+        refusal = self._set_deadline(entry, 0)
+        return self._number(1) if refusal is None else self._refuse(refusal)
+
+    cdef Outcome _type(self, Request *request) except? LEFT:
+        cdef Item *entry = self._look(&request.tokens[1], request.hash, False)
+        self._reply(NO_TYPE if entry == NULL else SET_TYPE if is_set(entry) else STRING_TYPE)
+        return ANSWERED
+
+    cdef Outcome _touch(self, Request *request) except? LEFT:
+        cdef Token key = request.tokens[0]
+        cdef int64_t found = 0
+        cdef uint32_t i
+        for i in range(1, request.count):
+            skip(&key)
+            found += self._look_at(&key, True) != NULL
+        return self._number(found)
+
     cdef Outcome _setex(self, Request *request, int64_t unit) except? LEFT:
-        """``setex psetex``, and ``set`` with EX or PX (unit 0)."""
-        cdef Token *value = &request.tokens[2 if unit == 0 else 3]
-        cdef Token *text = &request.tokens[4 if unit == 0 else 2]
+        """``setex psetex``."""
         cdef int64_t number
         cdef bytes refusal
-        if unit == 0:
-            if is_word(&request.tokens[3], b"ex"):
-                unit = 1000
-            elif is_word(&request.tokens[3], b"px"):
-                unit = 1
-            else:
-                return LEFT
-        if not read_integer(text, &number) or not 0 < number < LATEST // 1000:
+        if not read_integer(&request.tokens[2], &number) or not 0 < number < LATEST // 1000:
             return LEFT
         refusal = self._put_logged(
-            &request.tokens[1], request.hash, self._find(request), value, <uint64_t>(number * unit) + self.now
+            &request.tokens[1],
+            request.hash,
+            self._find(request),
+            &request.tokens[3],
+            <uint64_t>(number * unit) + self.now,
         )
         return self._done() if refusal is None else self._refuse(refusal)
 
+    cdef Outcome _set_words(self, Request *request) except? LEFT:
+        """``set`` with EX or PX, with NX or XX."""
+        cdef Token word = request.tokens[2]
+        cdef Item *entry
+        cdef int64_t number, unit
+        cdef uint64_t when = 0
+        cdef bint unless = False, only = False
+        cdef uint32_t left = request.count - 3
+        cdef bytes refusal
+        while left:
+            skip(&word)
+            left -= 1
+            if is_word(&word, b"nx") and not only:
+                unless = True
+            elif is_word(&word, b"xx") and not unless:
+                only = True
+            elif left and not when and (is_word(&word, b"ex") or is_word(&word, b"px")):
+                unit = 1000 if word.at[0] | 0x20 == c'e' else 1
+                skip(&word)
+                left -= 1
+                if not read_integer(&word, &number) or not 0 < number < LATEST // 1000:
+                    return LEFT
+                when = <uint64_t>(number * unit) + self.now
+            else:
+                return LEFT
+        entry = self._find(request)
+        if (unless and entry != NULL) or (only and entry == NULL):
+            self._reply(NONE)
+            return ANSWERED
+        refusal = self._put_logged(&request.tokens[1], request.hash, entry, &request.tokens[2], when)
+        return self._done() if refusal is None else self._refuse(refusal)
+
+    cdef Outcome _get_before(self, Request *request) except? LEFT:
+        """``getset``, and ``getdel``: answer the string, then change it."""
+        cdef Item *entry = self._find(request)
+        cdef bint long = False
+        cdef bytes refusal = None
+        if entry != NULL and is_set(entry):
+            return LEFT
+        if entry == NULL:
+            self._reply(NONE)
+        else:
+            long = self._too_long(8 + size_of(entry))
+            if not long:
+                self._part(entry, 0, size_of(entry))
+        if request.count == 3:
+            refusal = self._put_logged(&request.tokens[1], request.hash, entry, &request.tokens[2], 0)
+        elif entry != NULL and not self._remove(entry):
+            return REFUSED
+        if refusal is None and long:
+            refusal = TOO_LONG
+        return ANSWERED if refusal is None else self._refuse(refusal)
+
+    cdef Outcome _append(self, Request *request) except? LEFT:
+        cdef Token *key = &request.tokens[1]
+        cdef Token *data = &request.tokens[2]
+        cdef Item *entry = self._find(request)
+        cdef size_t size
+        cdef bytes refusal = None
+        if entry != NULL and is_set(entry):
+            return LEFT
+        size = data.size if entry == NULL else size_of(entry) + data.size
+        if key.size + size > MAX_STRING:
+            return LEFT
+        if entry == NULL:
+            refusal = self._put_logged(key, request.hash, NULL, data, 0)
+        elif data.size:
+            refusal = self._write_at(entry, size_of(entry), data)
+        return self._number(<int64_t>size) if refusal is None else self._refuse(refusal)
+
+    cdef Outcome _getrange(self, Request *request) except? LEFT:
+        cdef int64_t first, last, size
+        cdef Item *entry
+        if not read_integer(&request.tokens[2], &first) or not read_integer(&request.tokens[3], &last):
+            return LEFT
+        if not (-LATEST < first < LATEST and -LATEST < last < LATEST):
+            return LEFT
+        entry = self._find(request)
+        if entry != NULL and is_set(entry):
+            return LEFT
+        self._count_look(entry)
+        size = 0 if entry == NULL else <int64_t>size_of(entry)
+        if first < 0 and last < 0 and first > last:
+            size = 0
+        first = (first + size if first + size > 0 else 0) if first < 0 else first
+        last = (last + size if last + size > 0 else 0) if last < 0 else last
+        last = last if last < size else size - 1
+        size = last - first + 1 if first <= last else 0
+        if self._too_long(8 + <size_t>size):
+            return self._refuse(TOO_LONG)
+        self._part(entry, <size_t>first, <size_t>size)
+        return ANSWERED
+
+    cdef int _part(self, Item *entry, size_t start, size_t size) except -1:
+        """Reply a part of the string."""
+        self._reserve_reply(8 + size)
+        buffer_put_u32(&self._out, 4 + <uint32_t>size)
+        buffer_put_u32(&self._out, 0)
+        if size:
+            buffer_put(&self._out, value_of(entry) + start, size)
+        return 0
+
     cdef Outcome _setnx(self, Request *request) except? LEFT:
         cdef bytes refusal
-        if self._look(&request.tokens[1], request.hash, False) != NULL:
+        if self._find(request) != NULL:
             return self._number(0)
         refusal = self._put_logged(&request.tokens[1], request.hash, NULL, &request.tokens[2], 0)
         return self._number(1) if refusal is None else self._refuse(refusal)
@@ -1485,9 +1700,8 @@ cdef class UnifiedStore(Executor):
     cdef Outcome _zranks(self, Request *request, bint reverse) except? LEFT:
         """``zrangebyrank``, and ``zrevrange``, which counts from the other end."""
         cdef Item *entry
-        cdef Item *node
         cdef int64_t first, last, count
-        cdef size_t start = self._out.size, number, i
+        cdef size_t number
         cdef bint scores = request.count == 5
         if scores and not is_word(&request.tokens[4], b"withscores"):
             return LEFT
@@ -1505,16 +1719,200 @@ cdef class UnifiedStore(Executor):
         if last >= count:
             last = count - 1
         number = <size_t>(last - first + 1) if first <= last else 0
+        return self._pairs(entry, <size_t>(count - 1 - last if reverse else first), number, scores, reverse)
+
+    cdef Outcome _pairs(self, Item *entry, size_t rank, size_t number, bint scores, bint reverse) except? LEFT:
+        """Reply so many members from a rank on, the last one first with ``reverse``."""
+        cdef size_t start = self._out.size
         self._reserve_reply(12)
         self._out.size += 12
-        if number:
-            node = zset_at(zset_of(entry), <size_t>(count - 1 - last if reverse else first))
-            if not self._put_pairs(node, number, scores, reverse):
-                return self._refuse(TOO_LONG)
+        if number and not self._put_pairs(zset_at(zset_of(entry), rank), number, scores, reverse):
+            return self._refuse(TOO_LONG)
         set_u32(self._out.data + start, <uint32_t>(self._out.size - start - 4))
         set_u32(self._out.data + start + 4, LIST)
         set_u32(self._out.data + start + 8, <uint32_t>(number * 2 if scores else number))
         return ANSWERED
+
+    cdef Outcome _zscores(self, Request *request, bint reverse) except? LEFT:
+        """``zrangebyscore``, and ``zrevrangebyscore``."""
+        cdef Item *entry
+        cdef Bounds bounds
+        cdef Token word = request.tokens[3]
+        cdef int64_t offset = 0, most = -1
+        cdef size_t start, number
+        cdef bint scores = False
+        cdef uint32_t left = request.count - 4
+        if not read_bounds(&request.tokens[3 if reverse else 2], &request.tokens[2 if reverse else 3], &bounds):
+            return LEFT
+        while left:
+            skip(&word)
+            left -= 1
+            if is_word(&word, b"withscores"):
+                scores = True
+            elif is_word(&word, b"limit") and left >= 2:
+                skip(&word)
+                if not read_integer(&word, &offset):
+                    return LEFT
+                skip(&word)
+                if not read_integer(&word, &most):
+                    return LEFT
+                left -= 2
+            else:
+                return LEFT
+        entry = self._find(request)
+        if entry != NULL and not is_set(entry):
+            return LEFT
+        self._count_look(entry)
+        number = ranks_between(entry, &bounds, &start)
+        if offset < 0 or <uint64_t>offset > number:
+            offset = <int64_t>number
+        number -= <size_t>offset
+        start = start if reverse else start + <size_t>offset
+        if 0 <= most and <uint64_t>most < number:
+            start = start + number - <size_t>most if reverse else start
+            number = <size_t>most
+        return self._pairs(entry, start, number, scores, reverse)
+
+    cdef Outcome _zcount(self, Request *request) except? LEFT:
+        cdef Item *entry
+        cdef Bounds bounds
+        cdef size_t start
+        if not read_bounds(&request.tokens[2], &request.tokens[3], &bounds):
+            return LEFT
+        entry = self._find(request)
+        if entry != NULL and not is_set(entry):
+            return LEFT
+        self._count_look(entry)
+        return self._number(<int64_t>ranks_between(entry, &bounds, &start))
+
+    cdef Outcome _zrevrank(self, Request *request) except? LEFT:
+        cdef Item *entry = self._find(request)
+        cdef Item *node = NULL
+        if entry != NULL and not is_set(entry):
+            return LEFT
+        self._count_look(entry)
+        if entry != NULL:
+            node = zset_find(zset_of(entry), request.tokens[2].at, request.tokens[2].size)
+        if node != NULL:
+            return self._number(<int64_t>(zset_of(entry).count - 1 - zset_rank(zset_of(entry), node)))
+        self._reply(NONE)
+        return ANSWERED
+
+    cdef Outcome _zmscore(self, Request *request) except? LEFT:
+        cdef size_t start = self._out.size, size
+        cdef Token member = request.tokens[1]
+        cdef Item *entry = self._find(request)
+        cdef Item *node
+        cdef uint32_t i
+        if entry != NULL and not is_set(entry):
+            return LEFT
+        self._count_look(entry)
+        self._reserve_reply(12)
+        self._out.size += 12
+        for i in range(2, request.count):
+            skip(&member)
+            node = zset_find(zset_of(entry), member.at, member.size) if entry != NULL else NULL
+            self._reserve_reply(4 + SCORE_TEXT)
+            size = 0
+            if node == NULL:
+                buffer_put_u32(&self._out, 0xFFFFFFFF)
+            else:
+                size = write_score(self._out.data + self._out.size + 4, node.second.score)
+                buffer_put_u32(&self._out, <uint32_t>size)
+                self._out.size += size
+            size = self._out.size - start
+            if size > SHORT and self._out.size - self._replies > self.max_response:
+                return self._refuse(TOO_LONG)
+        set_u32(self._out.data + start, <uint32_t>(self._out.size - start - 4))
+        set_u32(self._out.data + start + 4, LIST)
+        set_u32(self._out.data + start + 8, request.count - 2)
+        return ANSWERED
+
+    cdef Outcome _ztakes(self, Request *request) except? LEFT:
+        """``zrem`` of several members."""
+        cdef Token member = request.tokens[1]
+        cdef Item *entry = self._find(request)
+        cdef Item *node
+        cdef int64_t found = 0
+        cdef uint32_t i
+        cdef bint last = False
+        if entry != NULL and not is_set(entry):
+            return LEFT
+        for i in range(2, request.count):
+            if entry == NULL or last:
+                break
+            skip(&member)
+            node = zset_find(zset_of(entry), member.at, member.size)
+            if node != NULL:
+                last = zset_of(entry).count == 1
+                if not self._ztake_logged(entry, node):
+                    return REFUSED
+                found += 1
+        return self._number(found)
+
+    cdef Outcome _zpop(self, Request *request, bint highest) except? LEFT:
+        """``zpopmin``, and ``zpopmax``."""
+        cdef Item *entry
+        cdef int64_t most = 1
+        cdef size_t number
+        if request.count == 3 and (not read_integer(&request.tokens[2], &most) or most < 0):
+            return LEFT
+        entry = self._find(request)
+        if entry != NULL and not is_set(entry):
+            return LEFT
+        number = zset_of(entry).count if entry != NULL else 0
+        if <uint64_t>most < number:
+            number = <size_t>most
+        if self._pairs(entry, zset_of(entry).count - number if highest and number else 0, number, True, highest) == REFUSED:
+            return REFUSED
+        return ANSWERED if self._ztake_some(entry, 0, number, highest) else REFUSED
+
+    cdef Outcome _ztake_range(self, Request *request, bint scores) except? LEFT:
+        """``zremrangebyscore``, and ``zremrangebyrank``."""
+        cdef Item *entry
+        cdef Bounds bounds
+        cdef int64_t first = 0, last = 0, count
+        cdef size_t start, number
+        if scores:
+            if not read_bounds(&request.tokens[2], &request.tokens[3], &bounds):
+                return LEFT
+        elif not read_integer(&request.tokens[2], &first) or not read_integer(&request.tokens[3], &last):
+            return LEFT
+        if not (-LATEST < first < LATEST and -LATEST < last < LATEST):
+            return LEFT
+        entry = self._find(request)
+        if entry != NULL and not is_set(entry):
+            return LEFT
+        if scores:
+            number = ranks_between(entry, &bounds, &start)
+        else:
+            count = <int64_t>zset_of(entry).count if entry != NULL else 0
+            first = (first + count if first + count > 0 else 0) if first < 0 else first
+            last = last + count if last < 0 else last
+            last = last if last < count else count - 1
+            start = <size_t>first
+            number = <size_t>(last - first + 1) if first <= last else 0
+        return self._number(<int64_t>number) if self._ztake_some(entry, start, number, False) else REFUSED
+
+    cdef bint _ztake_some(self, Item *entry, size_t rank, size_t number, bint highest) except -1:
+        """Remove so many members from a rank on, or the highest ones, logged; False without memory."""
+        cdef Zset *zset
+        while number:
+            zset = zset_of(entry)
+            if not self._ztake_logged(entry, zset_at(zset, zset.count - 1 if highest else rank)):
+                return False
+            number -= 1
+        return True
+
+    cdef bint _ztake_logged(self, Item *entry, Item *node) noexcept:
+        """Remove a member, logged, and with its last one the set; False without memory."""
+        cdef Token key = Token(key_of(entry), entry.size)
+        cdef Token member = Token(key_of(node), node.size)
+        if not self._reserve(20 + key.size + member.size):
+            return False
+        self._log(b"zrem", 4, 3, &key, &member, NULL)
+        self._ztake(entry, node)
+        return True
 
     cdef bint _put_pairs(self, Item *node, size_t number, bint scores, bint reverse) except -1:
         """Put so many members into a list's reply, the last one first with ``reverse``; False if it is too long."""
@@ -1927,15 +2325,12 @@ cdef class UnifiedStore(Executor):
     def ztake(self, bytes key not None, bytes member not None):
         """Remove the member."""
         cdef Item *entry = self._set_at(key)
-        cdef Token name = token_of(key)
         cdef Token content = token_of(member)
         cdef Item *node = zset_find(zset_of(entry), content.at, content.size) if entry != NULL else NULL
         if node == NULL:
             return False
-        if not self._reserve(20 + name.size + content.size):
+        if not self._ztake_logged(entry, node):
             raise MemoryError
-        self._log(b"zrem", 4, 3, &name, &content, NULL)
-        self._ztake(entry, node)
         return True
 
     def zscan(self, bytes key not None, uint64_t cursor, size_t count):

@@ -82,7 +82,7 @@ def pexpireat(store: Keyspace, key: bytes, milliseconds: bytes, *options: bytes)
 @command
 def persist(store: Keyspace, key: bytes) -> int:
     """Take the key's deadline away; return whether it had one."""
-    if not store.deadline(key):
+    if not store.touch(key) or not store.deadline(key):
         return 0
     store.set_deadline(key, 0)
     return 1

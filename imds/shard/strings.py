@@ -46,8 +46,8 @@ def set_(store: Keyspace, key: bytes, value: bytes, *options: bytes) -> bytes | 
             raise syntax()
     when = absolute(store, "set", *expiry) if expiry else 0
     old = store.string(key) if get else None
-    kind = store.kind(key)
-    if (unless and kind) or (only and not kind):
+    there = store.touch(key)
+    if (unless and there) or (only and not there):
         return old
     if keep:
         when = store.deadline(key) or 0
@@ -58,7 +58,7 @@ def set_(store: Keyspace, key: bytes, value: bytes, *options: bytes) -> bytes | 
 @command
 def setnx(store: Keyspace, key: bytes, value: bytes) -> int:
     """Set the string if there is no key."""
-    if store.kind(key):
+    if store.touch(key):
         return 0
     store.put(key, value)
     return 1

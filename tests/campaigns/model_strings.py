@@ -43,7 +43,7 @@ def set_(model: Model, key: bytes, value: bytes, *options: bytes) -> Answer:
     if {b"NX", b"XX"} <= chosen:
         raise Wrong("ERR syntax error")
     old = model.string(key) if b"GET" in chosen else None
-    there = key in model.data
+    there = model.find(key) is not None
     if (b"NX" in chosen and there) or (b"XX" in chosen and not there):
         return old
     model.put(key, value, model.deadlines.get(key, 0) if deadline is None else deadline)
@@ -52,7 +52,7 @@ def set_(model: Model, key: bytes, value: bytes, *options: bytes) -> Answer:
 
 @command
 def setnx(model: Model, key: bytes, value: bytes) -> Answer:
-    if key in model.data:
+    if model.find(key) is not None:
         return 0
     model.put(key, value)
     return 1
@@ -318,6 +318,7 @@ for _option, _name in ((b"EX", "expire"), (b"PX", "pexpire"), (b"EXAT", "expirea
 
 @command
 def persist(model: Model, key: bytes) -> Answer:
+    model.find(key)
     if key not in model.deadlines:
         return 0
     model.set_deadline(key, 0)

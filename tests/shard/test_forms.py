@@ -77,6 +77,95 @@ SMOOTH = [
         [b"zrevrange", b"z", b"-99", b"-38"],
         [b"zrangebyrank", b"z", b"-99", b"-99"],
     ),
+    *([b"type", key] for key in (b"s", b"z", b"no", b"gone")),
+    *([b"TOUCH", b"s", b"no", b"z", b"s", b"gone"], [b"touch", b"s"]),
+    *([b"persist", key] for key in (b"s", b"t", b"y", b"no", b"gone")),
+    *(
+        [b"set", b"s", b"v", *words]
+        for words in ([b"nx"], [b"XX"], [b"NX", b"px", b"10"], [b"ex", b"9", b"xx"])
+    ),
+    *([b"set", b"no", b"v", *words] for words in ([b"nx"], [b"xx"], [b"nx", b"PX", b"10"], [b"nx", b"nx"])),
+    *([b"set", b"z", b"v", b"xx", b"ex", b"5"], [b"set", b"gone", b"v", b"nx", b"EX", b"5"]),
+    *(
+        [b"getset", b"s", b"new"],
+        [b"getset", b"no", b"new"],
+        [b"getset", b"t", b""],
+        [b"getset", b"gone", b"v"],
+    ),
+    *([b"getdel", key] for key in (b"s", b"t", b"no", b"gone")),
+    *([b"append", key, b"more"] for key in (b"s", b"t", b"no", b"gone")),
+    *([b"append", b"s", b""], [b"append", b"no", b""], [b"append", b"s", bytes(3000)]),
+    *(
+        [b"getrange", b"s", b"%d" % first, b"%d" % last]
+        for first, last in (
+            (0, -1),
+            (1, 2),
+            (-3, -2),
+            (-9, 1),
+            (3, 99),
+            (4, 3),
+            (-1, -2),
+            (7, 9),
+            (-9, -8),
+            (0, 0),
+        )
+    ),
+    *([b"getrange", b"no", b"0", b"-1"], [b"getrange", b"gone", b"-5", b"5"]),
+    *(
+        [b"zmscore", b"z", b"m03", b"no", b"m03"],
+        [b"zmscore", b"no", b"m"],
+        [b"zmscore", b"gone", b"a", b"b"],
+    ),
+    *([b"zrevrank", b"z", b"m03"], [b"zrevrank", b"z", b"no"], [b"zrevrank", b"no", b"m"]),
+    *(
+        [b"zrem", b"z", b"m03", b"no", b"m03", b"m39"],
+        [b"zrem", b"y", b"a", b"a"],
+        [b"zrem", b"no", b"a", b"b"],
+    ),
+    *([b"zrem", b"y", b"b", b"a", b"c", b"d"], [b"zrem", b"z", *[b"m%02d" % number for number in range(40)]]),
+    *(
+        [name, key, *count]
+        for name in (b"zpopmin", b"ZPOPMAX")
+        for key, count in product((b"z", b"y"), ([], [b"0"], [b"1"], [b"3"], [b"99"]))
+    ),
+    *([b"zpopmin", b"no"], [b"zpopmax", b"gone", b"2"]),
+    *(
+        [name, b"z", low, high]
+        for name in (b"zcount", b"zremrangebyscore", b"zrangebyscore")
+        for low, high in (
+            *((b"-inf", b"+inf"), (b"3", b"5"), (b"(3", b"5"), (b"3", b"(5"), (b"(3", b"(3"), (b"3", b"3")),
+            *(
+                (b"5", b"3"),
+                (b"3.5", b"3.7"),
+                (b"(-inf", b"(inf"),
+                (b"inf", b"inf"),
+                (b"-inf", b"-inf"),
+                (b"38", b"1e9"),
+            ),
+        )
+    ),
+    *(
+        [name, key, b"0", b"inf"]
+        for name in (b"zcount", b"zremrangebyscore")
+        for key in (b"y", b"no", b"gone")
+    ),
+    *(
+        [name, b"z", *bounds, *words]
+        for name, bounds in ((b"zrangebyscore", (b"(10", b"20")), (b"zrevrangebyscore", (b"20", b"(10")))
+        for words in (
+            *([], [b"withscores"], [b"limit", b"0", b"3"], [b"LIMIT", b"2", b"-1", b"WITHSCORES"]),
+            *([b"withscores", b"limit", b"9", b"5"], [b"limit", b"-1", b"2"], [b"limit", b"10", b"1"]),
+            *([b"limit", b"0", b"0"], [b"limit", b"99", b"99"], [b"withscores", b"withscores"]),
+        )
+    ),
+    *([b"zrevrangebyscore", b"z", b"5", b"9"], [b"zrevrangebyscore", b"no", b"inf", b"0"]),
+    *(
+        [b"zremrangebyrank", key, b"%d" % first, b"%d" % last]
+        for key, first, last in (
+            *((b"z", 0, 3), (b"z", -3, -1), (b"z", 0, -1), (b"z", 5, 4), (b"z", 39, 99), (b"z", 40, 99)),
+            *((b"z", -99, 0), (b"z", -99, -99), (b"no", 0, -1), (b"y", 0, 0), (b"gone", 0, 9)),
+        )
+    ),
 ]
 
 # These have one, which leaves them to the function.
@@ -125,6 +214,50 @@ ODD = [
     ),
     *([b"zrangebyrank", b"z", b"0", b"%d" % number] for number in (2**50, 2**63 - 1, -(2**63), 2**63)),
     *([b"zrevrange", b"z", b"%d" % number, b"-1"] for number in (2**62, -(2**62))),
+    *(
+        [b"set", b"s", b"v", *words]
+        for words in (
+            *([b"nx", b"xx"], [b"xx", b"nx"], [b"get"], [b"nx", b"ex"], [b"ex", b"1", b"px"], [b"keepttl"]),
+            *([b"px", b"0", b"nx"], [b"nx", b"px", b"x"], [b"xx", b"ex", b"9" * 19], [b"nx", b"e", b"1"]),
+        )
+    ),
+    *([b"getset", b"z", b"v"], [b"getdel", b"z"], [b"append", b"z", b"v"], [b"getrange", b"z", b"0", b"1"]),
+    *(
+        [b"getrange", b"s", text, b"1"]
+        for text in (b"x", b"", b"01", b"9" * 19, b"%d" % 2**50, b"%d" % -(2**63))
+    ),
+    *([b"getrange", b"s", b"0", text] for text in (b"-0", b"%d" % (2**63 - 1), b"%d" % -(2**50))),
+    *([b"zmscore", b"s", b"m"], [b"zrevrank", b"s", b"m"], [b"zrem", b"s", b"a", b"b"], [b"zpopmin", b"s"]),
+    *([b"zpopmin", b"z", text] for text in (b"-1", b"x", b"1.5", b"%d" % -(2**63), b"9" * 20)),
+    *([b"zpopmax", b"z", b"%d" % (2**63 - 1)], [b"zpopmin", b"z", b"1", b"2"]),
+    *(
+        [name, key, low, high]
+        for name in (b"zcount", b"zrangebyscore", b"zrevrangebyscore", b"zremrangebyscore")
+        for key, low, high in (
+            *(
+                (b"z", b"x", b"1"),
+                (b"z", b"1", b"nan"),
+                (b"z", b"((1", b"2"),
+                (b"z", b"", b"1"),
+                (b"z", b"(", b"1"),
+            ),
+            *((b"s", b"0", b"1"), (b"z", b" 1", b"2"), (b"z", b"( 1", b"2"), (b"z", b"1e400", b"-1e400")),
+        )
+    ),
+    *(
+        [b"zrangebyscore", b"z", b"0", b"9", *words]
+        for words in ([b"limit", b"1"], [b"limit"], [b"limit", b"x", b"1"], [b"limit", b"1", b"x"], [b"rev"])
+    ),
+    *(
+        [b"zrangebyscore", b"z", b"0", b"9", b"limit", b"1", b"%d" % number]
+        for number in (2**63 - 1, -(2**63))
+    ),
+    *(
+        [b"zrangebyscore", b"z", b"0", b"9", b"limit", b"%d" % number, b"1"]
+        for number in (2**63 - 1, -(2**63))
+    ),
+    *([b"zremrangebyrank", b"z", b"x", b"1"], [b"zremrangebyrank", b"s", b"0", b"1"]),
+    *([b"zremrangebyrank", b"z", b"0", b"%d" % number] for number in (2**50, 2**63 - 1, -(2**63))),
 ]
 
 
@@ -204,10 +337,18 @@ def test_replies_that_are_too_long():
         [b"mget", *[b"s"] * 60],
         [b"zrevrange", b"z", b"0", b"-1", b"withscores"],
         [b"zrangebyrank", b"z", b"0", b"-1"],
+        [b"zrangebyscore", b"z", b"-inf", b"inf"],
+        [b"zmscore", b"z", *[b"m03"] * 60],
+        [b"zpopmax", b"z", b"40"],
+        [b"getset", b"big", b"v"],
+        [b"getdel", b"big"],
+        [b"getrange", b"big", b"1", b"-1"],
     ]
     for tokens, limit in product([*many, [b"mget", b"s"]], (0, 100, 130, 300, 440, 520, 1000)):
         one, two = prepared()
-        one.max_response = two.max_response = limit
+        for store in (one, two):
+            execute(store, [b"set", b"big", bytes(300)])
+            store.max_response = limit
         assert execute(one, [b"get", b"s"], tokens) == execute(two, [b"get", b"s"], tokens), (tokens, limit)
         same(one, two)
 
