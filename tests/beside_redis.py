@@ -37,7 +37,7 @@ DIFFERENCES = {
     "blanks": "a bound of scores that is empty or begins with a blank is refused; for Redis it is a number",
     "incrbyfloat": "decimals are added exactly; Redis' long double shows its error in the 17th place",
     "strings": "a key and its string have at most 64 MiB together, 512 MiB in Redis",
-    "refcount": "`object refcount` is always 1; Redis shares small integers",
+    "kept": "`object refcount` is always 1, `object encoding` `raw` or `skiplist`: each is kept in one way",
     "idletime": "`object idletime` and `freq` are refused: the order of use has no times and no counts",
     "flat": "a reply within a reply is flattened: `scan`, `zscan`; in the reply to `exec` it is its bytes",
     "type": "with several errors in one request another one may be named first",

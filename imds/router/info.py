@@ -8,11 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from imds import __version__
 from imds._kernel import VARIANT
 from imds.config import Config
+from imds.process import resident_bytes
 
 Row = dict[str, Any]
 
@@ -56,7 +55,7 @@ def memory(rows: list[Row]) -> dict[str, int]:
     """Return what ``memory stats`` lists, in bytes."""
     keys = _sum(rows, "keys")
     used = _sum(rows, "used_bytes")
-    router = psutil.Process().memory_info().rss
+    router = resident_bytes()
     return {
         "keys.count": keys,
         "keys.bytes-per-key": used // keys if keys else 0,

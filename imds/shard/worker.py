@@ -45,13 +45,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from imds.commands import LOADING
 from imds.config import Config
 from imds.control import Channel
 from imds.envelope import notice, refuse
-from imds.process import EXIT_DISK, EXIT_REFUSED, ignore, set_schedule, start_logging
+from imds.process import EXIT_DISK, EXIT_REFUSED, ignore, resident_bytes, set_schedule, start_logging
 from imds.protocol import OK, Buffer, encode_error, encode_response
 from imds.shard.aof import (
     Aof,
@@ -125,8 +123,7 @@ class Worker:
         self._expire_at = 0.0  # not before
         self._probe_size = PROBE_LEAST
         self._started = time.monotonic()
-        self._process = psutil.Process()
-        self._process.cpu_percent()  # the first call only starts its clock
+        self._measured = self._started, time.process_time()  # at the last ``stats``
 
     def _new_store(self) -> UnifiedStore:
         config, shard = self._config, self._shard
@@ -338,7 +335,9 @@ class Worker:
     def _load(self) -> None:
         """Replay the log, answering LOADING meanwhile; evict down to the limits at its end."""
         started = reported = time.monotonic()
+        self._store.now = _now()
         for done, total, records in self._aof.load(self._store.replay):
+            self._store.now = _now()
             now = time.monotonic()
             if now - reported >= REPORT_EVERY:
                 reported = now
@@ -486,31 +485,30 @@ class Worker:
     # -- statistics and the end -------------------------------------------------------------------
 
     def _stats(self, _arguments: list[bytes]) -> bytes:
-        store, aof, process = self._store, self._aof, self._process
-        with process.oneshot():
-            times = process.cpu_times()
-            values = {
-                "state": "up",
-                "pid": process.pid,
-                "uptime_seconds": round(time.monotonic() - self._started, 3),
-                "keys": store.keys,
-                "keys_with_deadline": store.timed,
-                "used_bytes": store.used,
-                "rss_bytes": process.memory_info().rss,
-                "cpu_seconds": round(times.user + times.system, 2),
-                "cpu_percent": process.cpu_percent(),
-                "ops": store.ops,
-                "hits": store.hits,
-                "misses": store.misses,
-                "evictions": store.evictions,
-                "expirations": store.expirations,
-                "links": len(self._links.by_fd),
-                "readonly": store.readonly is not None,
-                **aof.stats(),
-                "rewrites": self._rewrites,
-                "rewrite_running": self._rewriting,
-                "last_rewrite_error": self._rewrite_error,
-            }
+        store, aof, (since, before) = self._store, self._aof, self._measured
+        self._measured = now, spent = time.monotonic(), time.process_time()
+        values = {
+            "state": "up",
+            "pid": os.getpid(),
+            "uptime_seconds": round(now - self._started, 3),
+            "keys": store.keys,
+            "keys_with_deadline": store.timed,
+            "used_bytes": store.used,
+            "rss_bytes": resident_bytes(),
+            "cpu_seconds": round(spent, 2),
+            "cpu_percent": round(100 * (spent - before) / max(now - since, 1e-9), 1),
+            "ops": store.ops,
+            "hits": store.hits,
+            "misses": store.misses,
+            "evictions": store.evictions,
+            "expirations": store.expirations,
+            "links": len(self._links.by_fd),
+            "readonly": store.readonly is not None,
+            **aof.stats(),
+            "rewrites": self._rewrites,
+            "rewrite_running": self._rewriting,
+            "last_rewrite_error": self._rewrite_error,
+        }
         return encode_response(OK, json.dumps(values).encode())
 
     def _close(self) -> None:

@@ -22,6 +22,35 @@ def test_the_readme_has_every_difference():
     assert "".join(f"* {text}\n" for text in DIFFERENCES.values()) in readme
 
 
+# Each on a key of its own: which of them count as use?
+USES = """
+    get s, setnx s v, set s v nx, set s v xx, copy s s, getrange s 0 1,
+    strlen s, set s v, append s v, setrange s 0 v, getset s v, getex s, incr s, mget s,
+    exists s, type s, ttl s, pttl s, persist s, expire s 100, touch s, object encoding s,
+    zadd z 1 m, zrank z m, zscore z m, zcard z, zcount z 0 1, zrem z no, zincrby z 1 m, zrangebyscore z 0 1,
+    zrandmember z, zscan z 0, type z, touch z, dbsize, randomkey, scan 0, keys *
+"""
+
+
+def test_what_counts_as_use(variant, redis):
+    """Redis has the time of a key's last use, we the order of use."""
+    lines = [line.split() for line in USES.encode().split(b",")]
+    keys = [b"key%d" % number for number in range(len(lines))]
+    shard = Shard(variant)
+    redis([b"flushall"])
+    for line, key in zip(lines, keys, strict=True):
+        made = [b"zadd", key, b"1", b"m"] if b"z" in line else [b"set", key, b"123456"]
+        shard(*made)
+        redis(made)
+    time.sleep(2.2)
+    for line, key in zip(lines, keys, strict=True):
+        tokens = [key if token in (b"s", b"z") and token != line[0] else token for token in line]
+        shard(b"set", b"other", b"")
+        shard(*tokens)
+        redis(tokens)
+        assert (shard.order()[-1] == key) == (redis([b"object", b"idletime", key]) < 2), line
+
+
 @pytest.mark.timeout(0)
 def test_the_same_as_redis(variant, redis):
     requests = Requests(ROUNDS, int(time.time()))
