@@ -218,6 +218,23 @@ class TestOptions:
             assert run("get", "a", options=("--unix", path))[0] == 1
         assert run("get", "a", options=("-p", free_port))[0] == 3
 
+    def test_url(self, run, server, tmp_path, monkeypatch):
+        monkeypatch.setenv("IMDS_PORT", "many")  # which is not looked at
+        url = f"imds://127.0.0.1:{server.port}"
+        assert run("set", "a", "tcp", options=("--url", url))[0] == 0
+        assert run("get", "a", options=("-u", f"{url}?encoding=utf-8&timeout=2"))[1] == b"tcp\n"
+        path = str(tmp_path / "s")
+        with FakeServer(honest(), unix=path):
+            assert run("get", "a", options=("--url", f"imds+unix://{path}"))[0] == 1
+        for options, message in (
+            (("--url", "http://localhost"), b"is not imds://"),
+            (("--url", url, "--port", "1"), b"--url says where"),
+            (("--url", "imds://localhost:many"), b"many"),
+        ):
+            code, out, err = run("get", "a", options=options)
+            assert (code, out) == (64, b"")
+            assert message in err
+
     def test_version_and_help(self, run):
         assert run("--version") == (0, f"imds-cli {imds.__version__}\n".encode(), b"")
         code, out, _ = run("--help")
