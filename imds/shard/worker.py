@@ -335,9 +335,7 @@ class Worker:
     def _load(self) -> None:
         """Replay the log, answering LOADING meanwhile; evict down to the limits at its end."""
         started = reported = time.monotonic()
-        self._store.now = _now()
         for done, total, records in self._aof.load(self._store.replay):
-            self._store.now = _now()
             now = time.monotonic()
             if now - reported >= REPORT_EVERY:
                 reported = now
