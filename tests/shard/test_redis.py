@@ -57,6 +57,7 @@ def test_the_same_as_redis(variant, redis):
     shard = Shard(variant)
     redis([b"flushall"])
     done: set[bytes] = set()
+    waits = 500  # of 20 ms, in all
     for step in range(ROUNDS):
         tokens = settled(requests())
         if step % 7 == 0:
@@ -65,6 +66,11 @@ def test_the_same_as_redis(variant, redis):
             tokens = [b"flushall"]
         shard.store.now = time.time_ns() // 1_000_000
         ours, theirs = plain(shard(*tokens)), redis(in_redis(tokens))
+        while tokens == [b"dbsize"] and not same(tokens, ours, theirs) and (waits := waits - 1):
+            time.sleep(0.02)  # keys that are over are counted until each of both has come to remove them
+            shard.store.now = time.time_ns() // 1_000_000
+            shard.store.expire(1000)
+            ours, theirs = plain(shard(*tokens)), redis(tokens)
         assert same(tokens, ours, theirs), (step, tokens, ours, theirs)
         if tokens[0].lower() == b"incrbyfloat" and isinstance(theirs, bytes):
             redis([b"set", tokens[1], ours, b"KEEPTTL"])
