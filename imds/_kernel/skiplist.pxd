@@ -16,7 +16,7 @@ What always holds (:func:`zset_flaw` looks for the first breach):
     level 0       next --> node --> node --> node --> ...  | next, score, size, levels, member bytes |
                   0        1         2        3            +-----------------------------------------+
 
-A node of an 8-byte member takes 48 bytes, 55 on average with its links. A member of a small set is found by walking
+A node of an 8-byte member takes 48 bytes, 74 on average with its links. A member of a small set is found by walking
 along level 0: sixty-four nodes at most.
 """
 
@@ -44,8 +44,8 @@ from imds._kernel.table cimport (
 
 cdef enum:
     LARGE = 64          # members of a set without a table, at most
-    LEVELS = 16         # above level 0; each fourth node of a level is on the next: enough for 4^16 members
-    SMALL_LEVELS = 2    # of a set without a table
+    LEVELS = 24         # above level 0; every other node of a level is on the next: enough for 2^24 members
+    SMALL_LEVELS = 3    # of a set without a table
 
 ctypedef struct Link:
     Item *next
@@ -150,7 +150,7 @@ cdef inline size_t zset_cost_with(const Zset *zset, size_t size, uint32_t levels
 
 
 cdef inline uint32_t zset_dice(const Zset *zset, uint64_t *state) noexcept nogil:
-    """Draw the levels of a new node: one more with probability 1/4 each time. Xorshift64."""
+    """Draw the levels of a new node: one more with probability 1/2 each time. Xorshift64."""
     cdef uint64_t x = state[0]
     cdef uint32_t levels = 0, most = LEVELS if zset.count >= LARGE or zset.table != NULL else SMALL_LEVELS
     x ^= x << 13
@@ -158,9 +158,9 @@ cdef inline uint32_t zset_dice(const Zset *zset, uint64_t *state) noexcept nogil
     x ^= x << 17
     state[0] = x
     x >>= 16  # the low bits of neighbours are alike
-    while levels < most and x & 3 == 0:
+    while levels < most and x & 1 == 0:
         levels += 1
-        x >>= 2
+        x >>= 1
     return levels
 
 

@@ -148,9 +148,11 @@ ctypedef struct Request:
     Token tokens[MOST_TOKENS]
     uint64_t hash            # of the key, if there are two tokens or more
     Item *entry              # where the key was found ahead of time, or NULL: a hint
+    uint64_t member_hash     # of a member whose chain has been fetched, or 0
 
 # What lies ahead of the request that is run: each is parsed once, AHEAD requests early, and the memory that it will
-# need is fetched meanwhile, in three steps: its chain in the table, its entry, its neighbours in the ring.
+# need is fetched meanwhile, in steps: its chain in the table, its entry, the entry's neighbours in the ring and the chain
+# of a member in its sorted set, the member's node.
 cdef enum:
     AHEAD = 16
 
@@ -410,6 +412,7 @@ cdef void read_ahead(Reader *reader, const Table *table) noexcept nogil:
     reader.read += 1
     reader.at = parse(reader.at, reader.end, request)
     request.entry = NULL
+    request.member_hash = 0
     if reader.at != NULL and request.count > 1:
         request.hash = table_hash(table, request.tokens[1].at, request.tokens[1].size)
         fetch(chain_of(table, request.hash))
@@ -424,11 +427,43 @@ cdef void fetch_entry(Request *request, const Table *table) noexcept nogil:
             fetch(<uint8_t *>request.entry + 64)
 
 
-cdef void fetch_neighbours(const Request *request) noexcept nogil:
-    """Have the ring's memory fetched around an entry that has arrived. No entry is freed while requests run."""
+cdef void fetch_neighbours(Request *request) noexcept nogil:
+    """Have the ring's memory fetched around an entry that has arrived, and the chain of a sorted set's member."""
+    cdef const Token *member = member_of(request)
+    cdef const Zset *zset
     if request.entry != NULL:
         fetch(request.entry.next)
         fetch(request.entry.second.older)
+        if member != NULL and is_set(request.entry):
+            zset = zset_of(request.entry)
+            if zset.table != NULL:
+                request.member_hash = table_hash(zset.table, member.at, member.size)
+                fetch(chain_of(zset.table, request.member_hash))
+
+
+cdef void fetch_member(Request *request) noexcept nogil:
+    """Have the node fetched of a member whose chain has arrived."""
+    cdef Item *node
+    cdef const Zset *zset
+    if request.member_hash and is_set(request.entry):
+        zset = zset_of(request.entry)
+        if zset.table != NULL:
+            node = table_guess(zset.table, request.member_hash)
+            if node != NULL:
+                fetch(node)
+                fetch(<uint8_t *>node - 64)
+
+
+cdef inline const Token *member_of(const Request *request) noexcept nogil:
+    """Return the member of ``zadd key score member``, ``zrank`` and others of their form, or NULL."""
+    cdef const Token *name = &request.tokens[0]
+    if request.frame == NULL or name.size < 4 or name.size > 6 or name.at[0] | 32 != c"z":
+        return NULL
+    if request.count == 4 and name.size == 4:
+        return &request.tokens[3]
+    if request.count == 3:
+        return &request.tokens[2]
+    return NULL
 
 
 cdef size_t fetch_record(const Table *table, const uint8_t *data, size_t size, size_t pos) noexcept nogil:
@@ -719,6 +754,8 @@ cdef class UnifiedStore(Executor):
                     fetch_entry(&reader.requests[(run + AHEAD // 2) % AHEAD], &self._table)
                 if run + AHEAD // 4 < reader.read:
                     fetch_neighbours(&reader.requests[(run + AHEAD // 4) % AHEAD])
+                if run + AHEAD // 8 < reader.read:
+                    fetch_member(&reader.requests[(run + AHEAD // 8) % AHEAD])
                 request = &reader.requests[run % AHEAD]
                 run += 1
                 self._reserve_reply(ROOM)
