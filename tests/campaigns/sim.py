@@ -94,6 +94,7 @@ def _replacements(sim: Simulation) -> dict[int, Any]:
     clock = {
         "monotonic": lambda: schedule.now,
         "perf_counter": lambda: schedule.now,
+        "process_time": lambda: schedule.now,
         "time": lambda: 1e9 + schedule.now,
         "time_ns": lambda: 1_000 * round(1e6 * (1e9 + schedule.now)),
         "sleep": schedule.sleep,
