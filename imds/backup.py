@@ -26,10 +26,9 @@ import argparse
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +40,7 @@ from imds.progress import Progress
 from imds.shard.aof import Aof, AofError
 from imds.shard.examine import empty_store
 from imds.shard.manifest import Manifest, read_manifest, write_manifest
-from imds.storage import Storage, copy_file, copy_open, replace_file
+from imds.storage import Storage, copy_file, copy_open, read_file, remove_tree, replace_file
 
 BACKUP = "backup.json"
 FORMAT = 1
@@ -75,12 +74,13 @@ class Backup:
         return encode_manifest({"format": FORMAT, "imds": __version__, **fields})
 
 
-def read_backup(path: Path) -> Backup:
+def read_backup(storage: Storage, path: Path) -> Backup:
     """Return what the backup at ``path`` is. Raises DataDirError unless it is whole, OSError."""
     file = path / BACKUP
-    if not file.is_file():
-        raise DataDirError(f"{path} is no backup: it has no {BACKUP}, which is written last")
-    text = file.read_bytes()
+    try:
+        text = read_file(storage, file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataDirError(f"{path} is no backup: it has no {BACKUP}, which is written last") from None
     try:
         fields = json.loads(text)
         if fields["format"] > FORMAT:
@@ -93,11 +93,18 @@ def read_backup(path: Path) -> Backup:
         raise DataDirError(f"{file} is not what was written there") from error
 
 
-def make_empty(target: Path) -> None:
-    """Make the directory ``target`` if there is none. Raises DataDirError if it holds anything, OSError."""
-    target.mkdir(mode=0o700, exist_ok=True)
-    if any(target.iterdir()):
-        raise DataDirError(f"{target} is not empty: nothing is written into it")
+def make_empty(storage: Storage, target: Path) -> None:
+    """Make the directory ``target``, if there is none, and sync its name.
+
+    Raises DataDirError if it holds anything, OSError.
+    """
+    try:
+        storage.mkdir(target)
+    except FileExistsError:
+        if storage.listdir(target):
+            raise DataDirError(f"{target} is not empty: nothing is written into it") from None
+    with suppress(PermissionError):  # as it was there before, in a directory that is somebody else's
+        storage.fsync_dir(target.parent)
 
 
 def make_shard_dirs(storage: Storage, target: Path, generation: int, names: Sequence[str]) -> None:
@@ -123,8 +130,9 @@ def trial(
                 before, size = done, total
     finally:
         aof.close()
-    for path in directory.glob("*.torn-*"):
-        storage.unlink(path)
+    for name in storage.listdir(directory):
+        if ".torn-" in name:
+            storage.unlink(directory / name)
     storage.fsync_dir(directory)
     digest = f"{store.digest():016x}"
     return Part(shard, store.keys, digest, aof.sequence, aof.clock, size - aof.torn_bytes)
@@ -133,16 +141,18 @@ def trial(
 # -- making one ------------------------------------------------------------------------------------------
 
 
-def backup(directory: Path, target: Path) -> Backup:
+def backup(directory: Path, target: Path, storage: Storage | None = None) -> Backup:
     """Copy ``directory`` to ``target``, which must be empty or not be there, and try the copy.
 
     Raises DataDirError, AofError, OSError: then nothing is left of it.
     """
-    make_empty(target)
+    storage = storage or Storage()
+    make_empty(storage, target)
     try:
-        return _backup(directory, target, Storage())
+        return _backup(directory, target, storage)
     except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(storage, target)
         raise
 
 

@@ -46,7 +46,7 @@ from imds.shard.manifest import MANIFEST as SHARD_MANIFEST
 from imds.shard.manifest import NEW_MANIFEST as NEW_SHARD_MANIFEST
 from imds.shard.manifest import create_log
 from imds.shard.segment import SEGMENT_HEADER, segment_name
-from imds.storage import Storage, random_seed, replace_file, write_all
+from imds.storage import Storage, random_seed, read_file, replace_file, write_all
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,10 @@ class DataDir:
     @classmethod
     def unlocked(cls, path: Path, storage: Storage) -> DataDir:
         """Return a directory for who only reads: a server may be at work there. Raises as open does."""
-        found = _survey(path, storage) if path.is_dir() else None
+        try:
+            found = _survey(path, storage)
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
         if found is None:
             raise DataDirError(f"{path} is no data directory: it has no {MANIFEST}")
         datadir = cls(path, -1, *found, storage)
@@ -283,11 +286,7 @@ def generation_of(name: str) -> int:
 
 def read_manifest(path: Path, storage: Storage) -> tuple[int, SlotMap]:
     """Return generation and slot map. Raises DataDirError for anything that this version cannot follow."""
-    fd = storage.open(path, os.O_RDONLY)
-    try:
-        text = storage.read(fd, storage.size(fd), 0)
-    finally:
-        storage.close(fd)
+    text = read_file(storage, path)
     try:
         fields: Any = json.loads(text)
     except (ValueError, RecursionError) as error:

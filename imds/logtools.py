@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from imds.datadir import MANIFEST, DataDir, DataDirError, shard_name
+from imds.datadir import MANIFEST, DataDir, DataDirError, generation_of, shard_name
 from imds.progress import Progress
 from imds.protocol import U32, split_request
 from imds.shard.aof import SUSPECT, Aof, AofDamaged
@@ -26,7 +26,7 @@ from imds.shard.manifest import Manifest, unnamed_files, write_manifest
 from imds.shard.record import each_effect
 from imds.shard.rewrite import write_base
 from imds.shard.segment import BASE_NAME, SEGMENT_NAME, create_segment
-from imds.storage import Storage, UntouchedStorage, copy_file
+from imds.storage import Storage, UntouchedStorage, copy_file, exists
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +36,13 @@ REPAIRED = "repaired"  # the directory for copies of what was repaired, in the d
 @contextmanager
 def opened(directory: Path, storage: Storage | None = None) -> Iterator[DataDir]:
     """Open a data directory that exists; without ``storage`` nothing is changed. Raises DataDirError."""
-    if not (directory / MANIFEST).is_file():
-        hint = "; its logs are there: see imds-aof repair" if any(directory.glob("gen-*")) else ""
+    storage = storage or UntouchedStorage()
+    if not exists(storage, directory / MANIFEST):
+        names = storage.listdir(directory) if exists(storage, directory) else []
+        hint = "; its logs are there: see imds-aof repair" if any(map(generation_of, names)) else ""
         raise DataDirError(f"{directory} is no data directory: it has no {MANIFEST}{hint}")
     logger = logging.getLogger("imds.datadir")
-    with quiet(logger), DataDir.open(directory, storage=storage or UntouchedStorage()) as datadir:
+    with quiet(logger), DataDir.open(directory, storage=storage) as datadir:
         yield datadir
 
 
@@ -65,11 +67,12 @@ def chosen(datadir: DataDir, shard: int | None) -> list[int]:
 
 def log_bytes(datadir: DataDir, shards: list[int]) -> int:
     """Return how many bytes the logs of these shards have, roughly: of all files in their directories."""
-    size = 0
-    for path in (path for shard in shards for path in datadir.shard_dir(shard).iterdir()):
-        if path.suffix in (".aof", ".base"):
-            with suppress(FileNotFoundError):  # it was just replaced
-                size += path.stat().st_size
+    storage, size = datadir.storage, 0
+    for directory in map(datadir.shard_dir, shards):
+        for name in storage.listdir(directory):
+            if name.endswith((".aof", ".base")):
+                with suppress(FileNotFoundError):  # it was just replaced
+                    size += storage.size(directory / name)
     return size
 
 

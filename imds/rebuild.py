@@ -39,7 +39,7 @@ from imds.shard.aof import AofError
 from imds.shard.examine import empty_store
 from imds.shard.kernel import UnifiedStore
 from imds.shard.rewrite import effects
-from imds.storage import Storage, UntouchedStorage
+from imds.storage import Storage, UntouchedStorage, exists, read_file
 
 Say = Callable[[str], object]
 
@@ -51,12 +51,13 @@ def problem(directory: Path) -> str | None:
 
     Raises DataDirError for a manifest of a newer version: it is not damaged. OSError.
     """
-    if not directory.is_dir() or not _numbers(directory):
+    storage = Storage()
+    if not exists(storage, directory) or not _numbers(directory, storage):
         return None
-    if not (directory / MANIFEST).is_file():
+    if not exists(storage, directory / MANIFEST):
         return f"{directory / MANIFEST} is missing"
     try:
-        read_manifest(directory / MANIFEST, Storage())
+        read_manifest(directory / MANIFEST, storage)
     except DataDirError as error:
         if "reads formats up to" in str(error):
             raise
@@ -72,7 +73,7 @@ def rebuild(directory: Path, *, generation: int | None, prefix: bool, dry_run: b
     """
     storage = UntouchedStorage() if dry_run else Storage()
     with _locked(directory, storage):
-        found = _generations(directory)
+        found = _generations(directory, storage)
         if not found:
             raise DataDirError(f"{directory} has no logs: there is nothing to make a manifest of")
         if generation is None and len(found) > 1:
@@ -97,9 +98,9 @@ def rebuild(directory: Path, *, generation: int | None, prefix: bool, dry_run: b
             return
         for shard in range(old.shards):
             say(f"shard {shard}: its files are copied to {copy_shard(old, shard)}")
-        if (directory / MANIFEST).exists():
+        if exists(storage, directory / MANIFEST):
             say(f"{MANIFEST} is copied to {copy_aside(old, directory / MANIFEST)}")
-        new = max(_numbers(directory)) + 1
+        new = max(_numbers(directory, storage)) + 1
         keys = _move(old, new, SlotMap.even(old.shards, randbits(64)), prefix, say)
         say(f"{MANIFEST} is written anew: generation {new}, {old.shards} shards, {keys} keys")
 
@@ -113,16 +114,16 @@ def _locked(directory: Path, storage: Storage) -> Iterator[None]:
         storage.close(fd)
 
 
-def _numbers(directory: Path) -> list[int]:
-    return sorted(filter(None, (generation_of(path.name) for path in directory.iterdir())))
+def _numbers(directory: Path, storage: Storage) -> list[int]:
+    return sorted(filter(None, map(generation_of, storage.listdir(directory))))
 
 
-def _generations(directory: Path) -> dict[int, int]:
+def _generations(directory: Path, storage: Storage) -> dict[int, int]:
     """Return the number of shards of each generation that is there. Raises DataDirError if one is missing."""
     found = {}
-    for number in _numbers(directory):
+    for number in _numbers(directory, storage):
         top = directory / generation_name(number)
-        names = {path.name for path in top.iterdir()}
+        names = set(storage.listdir(top))
         if names and names != {shard_name(shard) for shard in range(len(names))}:
             raise DataDirError(f"{top} holds {sorted(names)}: a shard is missing, or something is not ours")
         if names:
@@ -158,7 +159,7 @@ def _describe(old: DataDir, say: Say) -> None:
 def _seed(old: DataDir, prefix: bool) -> int | None:
     """Return the seed that the damaged manifest has, if all keys are where they belong by it."""
     try:
-        text = (old.path / MANIFEST).read_bytes()
+        text = read_file(old.storage, old.path / MANIFEST)
     except FileNotFoundError:
         return None
     match = _SEED.search(text)

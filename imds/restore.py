@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from imds.shard.examine import LogReport, examine
 from imds.shard.manifest import Manifest, read_manifest, write_manifest
 from imds.shard.record import HEADER, each_effect
 from imds.shard.segment import segment_name
-from imds.storage import Storage, UntouchedStorage, copy_file, replace_file
+from imds.storage import Storage, UntouchedStorage, copy_file, read_file, remove_tree, replace_file
 
 
 @dataclass(frozen=True)
@@ -50,32 +50,35 @@ class Until:
         return self.time is not None or self.number(shard) is not None
 
 
-def restore(source: Path, target: Path, until: Until) -> list[Part]:
+def restore(source: Path, target: Path, until: Until, storage: Storage | None = None) -> list[Part]:
     """Make the data directory ``target``, which must be empty or not be there, of the backup ``source``.
 
     Raises DataDirError, AofError, OSError: then nothing is left of it.
     """
-    found = read_backup(source)
+    storage = storage or Storage()
+    found = read_backup(storage, source)
     if unknown := [shard for shard, _ in until.numbers if shard >= len(found.shards)]:
         raise DataDirError(f"{source} has {len(found.shards)} shards, none with number {unknown[0]}")
     if until.time is not None and until.time > parse_time(found.made):
         raise DataDirError(f"{source} was made at {found.made}, and knows nothing of later")
-    make_empty(target)
+    make_empty(storage, target)
     try:
-        return _restore(source, target, found, until, Storage())
+        return _restore(source, target, found, until, storage)
     except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(storage, target)
         raise
 
 
 def check(source: Path) -> list[Part]:
     """Load a backup and compare it with what it is said to hold; change nothing. Raises as restore does."""
-    found = read_backup(source)
-    datadir, parts = DataDir.unlocked(source, UntouchedStorage()), []
+    storage = UntouchedStorage()
+    found = read_backup(storage, source)
+    datadir, parts = DataDir.unlocked(source, storage), []
     with Progress(f"trying {source}", sum(part.bytes for part in found.shards)) as progress:
         for said in found.shards:
             directory = datadir.shard_dir(said.shard)
-            part = trial(UntouchedStorage(), directory, said.shard, found.generation, progress.advance)
+            part = trial(storage, directory, said.shard, found.generation, progress.advance)
             _compare(source, said, part)
             parts.append(part)
     return parts
@@ -105,7 +108,7 @@ def _restore(source: Path, target: Path, found: Backup, until: Until, storage: S
             if not until.limits(said.shard):
                 _compare(source, said, part)
             parts.append(part)
-    replace_file(storage, target / MANIFEST, (source / MANIFEST).read_bytes())
+    replace_file(storage, target / MANIFEST, read_file(storage, source / MANIFEST))
     return parts
 
 

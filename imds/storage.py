@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from imds.protocol import Buffer
+
+Mapped = mmap.mmap | bytes  # what is to be searched and looked into
 
 _PART = 1 << 20  # bytes copied in one go
 
@@ -34,6 +38,11 @@ def random_seed() -> int:
 class Storage:
     """The real disk."""
 
+    @property
+    def direct(self) -> bool:
+        """Whether write(2) does what :meth:`write` does: nobody stands in for the disk."""
+        return type(self) is Storage
+
     def open(self, path: Path, flags: int) -> int:
         """Return a descriptor of ``path``; a file made by it is its owner's alone."""
         return os.open(path, flags, 0o600)
@@ -45,6 +54,19 @@ class Storage:
     def read(self, fd: int, size: int, offset: int) -> bytes:
         """Return at most ``size`` bytes at ``offset``; none means the end of the file."""
         return os.pread(fd, size, offset)
+
+    @contextmanager
+    def mapped(self, path: Path) -> Iterator[Mapped]:
+        """Yield the bytes of a file, to be read in place; with ``with``."""
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            if not os.fstat(fd).st_size:  # cannot be mapped
+                yield b""
+                return
+            with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as found:
+                yield found
+        finally:
+            os.close(fd)
 
     def write(self, fd: int, data: Buffer) -> int:
         """Write the start of ``data`` and return how many bytes were taken."""
@@ -189,6 +211,34 @@ class UntouchedStorage(Storage):
 
     def rename(self, old: Path, new: Path) -> None:
         """Leave it."""
+
+
+def exists(storage: Storage, path: Path) -> bool:
+    """Return whether there is a file or a directory ``path``."""
+    try:
+        storage.mode(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def read_file(storage: Storage, path: Path) -> bytes:
+    """Return all that is in a file, which is small."""
+    fd = storage.open(path, os.O_RDONLY)
+    try:
+        return storage.read(fd, storage.size(fd), 0)
+    finally:
+        storage.close(fd)
+
+
+def remove_tree(storage: Storage, path: Path) -> None:
+    """Remove a directory with all that is in it."""
+    for name in storage.listdir(path):
+        try:
+            remove_tree(storage, path / name)
+        except NotADirectoryError:
+            storage.unlink(path / name)
+    storage.rmdir(path)
 
 
 def write_all(storage: Storage, fd: int, data: Buffer) -> None:

@@ -239,7 +239,7 @@ def test_a_newer_format_is_refused(tmp_path):
     file = tmp_path / "backup" / BACKUP
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": 9}))
     with pytest.raises(DataDirError, match="has format 9"):
-        read_backup(tmp_path / "backup")
+        read_backup(FAST, tmp_path / "backup")
 
 
 def test_up_to_every_number(served, tmp_path):

@@ -145,6 +145,13 @@ cdef class Links:
         cdef Executor executor = executor_of(store)
         self.waiting = self.hold = self.torn = self._last = False
         self.executed = self.appended = 0
+        if poll < 0:  # a selector with a clock of its own, it may be: Python's is the one to replace
+            clock = _rounds.Rounds(timeout)
+            while self._round(selector, poll, poll_milliseconds(timeout), store, executor, others):
+                timeout = clock.left()
+                if timeout <= 0:
+                    break
+            return others or None
         while self._round(selector, poll, rounds.milliseconds, store, executor, others):
             if not rounds_go_on(&rounds):
                 break

@@ -139,6 +139,7 @@ class Aof:
         self.torn_bytes = 0  # cut off by load
         self.fsyncs = 0
         self._storage = storage or Storage()
+        self._direct = self._storage.direct
         self._manifest = Manifest(shard, generation, None, (1,))  # in force, once it has been read
         self._path = directory
         self._fd = -1  # the last segment, once it is loaded
@@ -442,7 +443,7 @@ class Aof:
             self.policy == "always"
             or self.failed is not None
             or self.suspect
-            or type(self._storage) is not Storage  # somebody stands in for the disk
+            or not self._direct
             or self._synced - self._marked >= MARK_EVERY
             or (self._thread is not None and self.unsynced_seconds > MAX_LAG - GRANTED)
         ):

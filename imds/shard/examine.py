@@ -8,7 +8,6 @@ a record there is one.
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ from imds.shard.segment import (
     read_mark,
     segment_name,
 )
-from imds.storage import Storage
+from imds.storage import Mapped, Storage
 
 
 class Piece(NamedTuple):
@@ -54,20 +53,16 @@ class Piece(NamedTuple):
 _NONE = memoryview(b"")
 
 
-def pieces(path: Path, header: Header, sequence: int) -> Iterator[Piece]:
+def pieces(storage: Storage, path: Path, header: Header, sequence: int) -> Iterator[Piece]:
     """Yield all of a file behind its header; ``sequence`` is the number that its first record should have.
 
     The records of a piece must not be used after the next one is asked for. Raises OSError.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size <= SEGMENT_HEADER.size:
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-            yield from _pieces(view, mapped, header.seed, sequence)
+    with storage.mapped(path) as mapped, memoryview(mapped) as view:
+        yield from _pieces(view, mapped, header.seed, sequence)
 
 
-def _pieces(view: memoryview, mapped: mmap.mmap, seed: int, sequence: int) -> Iterator[Piece]:
+def _pieces(view: memoryview, mapped: Mapped, seed: int, sequence: int) -> Iterator[Piece]:
     at, size = SEGMENT_HEADER.size, len(view)
     while at < size:
         window = min(size, at + WINDOW)
@@ -100,7 +95,7 @@ def _length(view: memoryview, at: int) -> int:
     return length if length < CLOCK else 0
 
 
-def _resume(view: memoryview, mapped: mmap.mmap, start: int, seed: int, due: int) -> tuple[int, int]:
+def _resume(view: memoryview, mapped: Mapped, start: int, seed: int, due: int) -> tuple[int, int]:
     """Return where the next whole thing begins at or after ``start``, and the record number due there.
 
     O(bytes), and one checksum for each place that looks like a beginning.
@@ -197,7 +192,7 @@ def examine(
         header = _header(storage, one, is_base)
         if header is not None:
             number = 1 if is_base else due
-            for piece in pieces(path, header, number):
+            for piece in pieces(storage, path, header, number):
                 if piece.kind == "records":
                     count = sum(1 for _ in each_effect(piece.records))
                     one.first = one.first or piece.value

@@ -29,7 +29,6 @@ What always holds:
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ from imds.shard.segment import (
     discard,
     segment_name,
 )
-from imds.storage import Storage, replace_file
+from imds.storage import Storage, read_file, replace_file
 
 MANIFEST = "manifest.json"
 NEW_MANIFEST = "manifest.json.new"
@@ -115,13 +114,9 @@ def read_manifest(storage: Storage, directory: Path, *, shard: int, generation: 
     """Return the manifest in force. Raises AofDamaged unless it is whole and of this shard, OSError."""
     path = directory / MANIFEST
     try:
-        fd = storage.open(path, os.O_RDONLY)
+        text = read_file(storage, path)
     except FileNotFoundError:
         raise AofDamaged(path, None, "is missing: nobody knows which files hold the data") from None
-    try:
-        text = storage.read(fd, storage.size(fd), 0)
-    finally:
-        storage.close(fd)
     manifest = _decode(path, text)
     if (manifest.shard, manifest.generation) != (shard, generation):
         raise AofDamaged(

@@ -8,12 +8,17 @@
 Nothing of the worker is repeated here. Whatever of its surroundings would make a run differ from the next
 is replaced in every module of the package: threads and locks, clock, selectors, random seeds, signals, and
 the class Storage. What a new module imports under any of these names is replaced in the same way.
+
+The kernel of a shard's links may append to the log itself, by write(2). In one half of the simulations the
+links are the Python twin's, and its write(2) is the simulated disk's. In the other they are those that the
+server would use, and the worker does every append.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import os
 import random
 import select
 import selectors
@@ -30,6 +35,7 @@ from typing import Any
 
 import imds.process
 import imds.reshard
+import imds.shard.links as links
 import imds.shard.rewriter as rewriter
 import imds.shard.worker as worker
 import imds.storage
@@ -41,7 +47,7 @@ from imds.config import Config
 from imds.control import Channel, Message
 from imds.datadir import DataDir
 from imds.envelope import REPLY, seal
-from imds.protocol import OK, decode_response, encode_request, encode_response
+from imds.protocol import OK, Buffer, decode_response, encode_request, encode_response
 from imds.rewrites import Rewrites
 
 DIRECTORY = Path("/data")
@@ -96,7 +102,7 @@ def _replacements(sim: Simulation) -> dict[int, Any]:
         "perf_counter": lambda: schedule.now,
         "process_time": lambda: schedule.now,
         "time": lambda: 1e9 + schedule.now,
-        "time_ns": lambda: 1_000 * round(1e6 * (1e9 + schedule.now)),
+        "time_ns": lambda: 1_000 * sim.microseconds(),
         "sleep": schedule.sleep,
     }
     by_id: dict[int, Any] = {
@@ -153,9 +159,13 @@ class Simulation:
         self.shards.append(Shard(self, config, index, datadir))
         return self.shards[-1]
 
+    def microseconds(self) -> int:
+        """Return the time since 1970."""
+        return round(1e6 * (1e9 + self.schedule.now))
+
     def clock(self) -> int:
         """Return the time that deadlines are told by, in milliseconds since 1970."""
-        return round(1e6 * (1e9 + self.schedule.now)) // 1000
+        return self.microseconds() // 1000
 
     def close(self) -> None:
         """End every thread where it is."""
@@ -183,19 +193,24 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
             raise SimCrash(f"{task.name} was killed")
 
     before, during, disk.clock = disk.before, disk.during, lambda: sim.schedule.now
-    plain = worker.UnifiedStore
+    plain, plain_links = worker.UnifiedStore, worker.Links
     disk.before, disk.during = _then(before, pause), _then(during, pause)
+    disk.direct = rng.random() < 0.5
     try:
         for names, name, value in sites:
             names[name] = by_id[id(value)]
         worker.UnifiedStore = _with_clock(plain, sim.turns)  # type: ignore[misc, assignment]
+        kind = links.Links if disk.direct else plain_links
+        worker.Links = lambda: kind(sim.microseconds)  # type: ignore[misc, assignment]
+        links.os = _Module(os, write=_write_to(disk))  # type: ignore[attr-defined, assignment]
         yield sim
     finally:
         try:
             sim.close()
         finally:
             disk.before, disk.during = before, during
-            worker.UnifiedStore = plain  # type: ignore[misc]
+            worker.UnifiedStore, worker.Links = plain, plain_links  # type: ignore[misc]
+            links.os = os  # type: ignore[attr-defined]
             for names, name, value in sites:
                 names[name] = value
 
@@ -212,6 +227,13 @@ def _with_clock(store_class: Callable[..., Any], turns: dict[bytes, int]) -> Cal
         return store
 
     return make
+
+
+def _write_to(disk: SimDisk) -> Callable[[int, Buffer], int]:
+    def write(fd: int, data: Buffer) -> int:
+        return disk.write(fd, data) if disk.holds(fd) else os.write(fd, data)
+
+    return write
 
 
 def _then(

@@ -30,6 +30,7 @@ import errno
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from imds.protocol import Buffer
@@ -162,11 +163,13 @@ class _Open:
 
 
 # What the code under test calls, by what it does.
-READS = ("close", "lock", "size", "mode", "listdir", "read")
+READS = ("close", "lock", "size", "mode", "listdir", "read", "mapped")
 
 
 class SimDisk(Storage):
     """A whole file system; ``/`` is there and empty."""
+
+    direct = False  # unless a simulation takes write(2) over
 
     def __init__(self) -> None:
         self.root = Directory()
@@ -183,7 +186,7 @@ class SimDisk(Storage):
         self.short: int | None = None  # bytes that the next write takes at most
         self.clock: Callable[[], float] = lambda: 1000.0  # what time it is: copies begin at this time
         self._open: dict[int, _Open] = {}
-        self._next = 1000
+        self._next = 1 << 20  # no descriptor of the system's is that large
 
     # -- crashes ----------------------------------------------------------------------------------
 
@@ -360,6 +363,10 @@ class SimDisk(Storage):
             if one.file.lock == fd:
                 one.file.lock = None
 
+    def holds(self, fd: int) -> bool:
+        """Whether a descriptor is one of this disk."""
+        return fd in self._open
+
     def _of(self, fd: int) -> _Open:
         if fd not in self._open:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -369,6 +376,11 @@ class SimDisk(Storage):
         one = self._of(fd)
         self._begin("read", one.path)
         return bytes(one.file.data[offset : offset + size])
+
+    @contextmanager
+    def mapped(self, path: Path) -> Iterator[bytes]:
+        self._begin("mapped", path)
+        yield bytes(self.file(path).data)
 
     def write(self, fd: int, data: Buffer) -> int:
         one = self._of(fd)
