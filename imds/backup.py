@@ -108,12 +108,13 @@ def make_empty(storage: Storage, target: Path) -> None:
 
 
 def make_shard_dirs(storage: Storage, target: Path, generation: int, names: Sequence[str]) -> None:
-    """Make the directories of a generation, as far as they go."""
+    """Make the directories of a generation, as far as they go, synced."""
     top = target / generation_name(generation)
     storage.mkdir(top)
     for name in names:
         storage.mkdir(top / name)
     storage.fsync_dir(top)
+    storage.fsync_dir(target)
 
 
 def trial(
@@ -175,6 +176,7 @@ def _backup(directory: Path, target: Path, storage: Storage) -> Backup:
     if DataDir.unlocked(target, storage).slots.ranges() != source.slots.ranges():
         raise DataDirError(f"{directory} was given another number of shards meanwhile: try again")
     made = Backup(begun, _now(), source.generation, tuple(parts))
+    storage.fsync_dir(target)  # what says that all is there comes last on the disk, too
     replace_file(storage, target / BACKUP, made.encode())
     return made
 

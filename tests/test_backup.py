@@ -4,8 +4,11 @@ import json
 import random
 import shutil
 import threading
+from itertools import count
+from pathlib import Path
 
 import pytest
+from campaigns.simdisk import SimCrash, SimDisk
 from failing_storage import FastStorage
 from test_reshard import Model, contents, fill, random_effects
 
@@ -16,6 +19,7 @@ from imds.backup import BACKUP, backup, read_backup
 from imds.backup import main as imds_backup
 from imds.datadir import DataDir, DataDirError
 from imds.protocol import encode_request
+from imds.reshard import ShardLogs
 from imds.restore import Until, parse_time, restore
 from imds.restore import main as imds_restore
 from imds.shard import aof as aof_module
@@ -23,6 +27,7 @@ from imds.shard.aof import Aof, AofDamaged
 from imds.shard.examine import empty_store
 from imds.shard.record import RecordEncoder
 from imds.shard.rewrite import fold
+from imds.storage import exists
 
 FAST = FastStorage()
 
@@ -303,3 +308,72 @@ def test_usage(arguments, capsys):
         imds_restore(["backup", *arguments])
     assert caught.value.code == 2
     assert "usage: imds-restore" in capsys.readouterr().err
+
+
+# -- on a disk that loses what it has not promised to keep -------------------------------------------------
+
+
+def simulated(effects):
+    """Return a simulated disk with these effects in a data directory of two shards."""
+    disk = SimDisk()
+    with DataDir.open("/data", 2, disk) as datadir, ShardLogs(datadir, 1, datadir.slots) as logs:
+        logs.load(lambda records: None, lambda done: None)
+        for effect in effects:
+            logs.add(effect[1], encode_request(effect))
+    return disk
+
+
+def at_every_crash(disk, work):
+    """Do ``work`` on a disk that stops at one change after the other; yield what may be found then."""
+    rng = random.Random(8)
+    for number in count(1):
+        copy = disk.killed()
+        copy.crash_at = number
+        try:
+            work(copy)
+        except SimCrash:
+            yield from (copy.crash(rng), copy.crash(rng), copy.killed())
+        else:
+            yield copy.crash(rng)  # it has said that it is done
+            return
+
+
+def digests(parts):
+    return [(part.keys, part.digest, part.next_number) for part in parts]
+
+
+def test_cut_off_anywhere_a_backup_is_none_or_whole():
+    disk = simulated(random_effects(2, 40)[0])
+    made = digests(backup(Path("/data"), Path("/copy"), disk.killed()).shards)
+    states = none = 0
+    for found in at_every_crash(disk, lambda one: backup(Path("/data"), Path("/copy"), one)):
+        states += 1
+        if not exists(found, Path("/copy/backup.json")):
+            with pytest.raises(DataDirError, match="is no backup"):
+                read_backup(found, Path("/copy"))
+            none += 1
+            continue
+        assert digests(restore(Path("/copy"), Path("/again"), Until(), found)) == made
+    assert 40 < none < states, "the last is whole"
+
+
+def test_cut_off_anywhere_what_is_restored_is_refused_or_whole():
+    effects, data = random_effects(2, 40)
+    disk = simulated(effects)
+    made = digests(backup(Path("/data"), Path("/copy"), disk).shards)
+    states = refused = 0
+    for found in at_every_crash(disk, lambda one: restore(Path("/copy"), Path("/again"), Until(), one)):
+        states += 1
+        if not exists(found, Path("/again/manifest.json")):
+            with pytest.raises(DataDirError, match=r"is no data directory|cannot be read"):
+                DataDir.unlocked(Path("/again"), found)
+            refused += 1
+            continue
+        datadir = DataDir.unlocked(Path("/again"), found)
+        parts = [
+            backup_module.trial(found, datadir.shard_dir(shard), shard, 1, lambda size: None)
+            for shard in (0, 1)
+        ]
+        assert digests(parts) == made
+        assert sum(part.keys for part in parts) == len(data)
+    assert 40 < refused < states, "the last is whole"

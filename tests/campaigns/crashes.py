@@ -44,6 +44,7 @@ class Tally:
     states: int = 0
     lives: int = 0
     answered: int = 0  # writes
+    granted: int = 0  # appends that the kernel of the links made
     rewritten: int = 0  # times that a log was
     lost: int = 0  # effects that a crash took, as it might
     points: dict[str, int] = field(default_factory=dict)  # operation: crash states at it
@@ -59,13 +60,14 @@ def campaign(rounds: int, seed: int, note: Note) -> str:
             Run(run, tally).go(rounds)
         number += 1
         note(tally.states)
-    if not tally.answered or not tally.lost or not tally.rewritten:
+    if not (tally.answered and tally.granted and tally.lost and tally.rewritten):
         raise Violation(f"no traffic, or no crash lost anything: {tally}")
     points = ", ".join(f"{name} {count}" for name, count in sorted(tally.points.items()))
     return (
         f"{tally.states} crash states of {number} runs and {tally.lives} lives, "
-        f"{tally.rewritten} rewrites, {tally.answered} acknowledged writes, {tally.lost} unsynced ones "
-        f"lost as they may be; 0 durable lost, 0 invented; crash points: {points}"
+        f"{tally.rewritten} rewrites, {tally.answered} acknowledged writes, {tally.granted} appends by the "
+        f"links' kernel, {tally.lost} unsynced writes lost as they may be; 0 durable lost, 0 invented; "
+        f"crash points: {points}"
     )
 
 
@@ -147,6 +149,7 @@ class Run:
                 history.floor = len(history.effects)
             datadir.close()
         self.tally.answered += len(history.effects) - before
+        self.tally.granted += sim.granted
         self.tally.rewritten += shard.rewritten
         return found
 

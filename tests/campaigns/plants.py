@@ -31,6 +31,7 @@ from imds.shard import rewrite as rewrite_module
 from imds.shard import rewriter as rewriter_module
 from imds.shard import worker as worker_module
 from imds.shard.aof import Aof
+from imds.shard.links import Grant, Links
 from imds.shard.record import RecordEncoder
 from imds.shard.store import HOT, UnifiedStore
 from imds.shard.worker import Worker
@@ -292,6 +293,69 @@ def loaded_tail_is_not_written_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Aof, "_fail_sync", fail_sync)
 
 
+# -- appends by the kernel of the links -----------------------------------------------------------
+
+
+def torn_append_of_the_links_stays(patch: pytest.MonkeyPatch) -> None:
+    """What the disk has taken of a record is left, and the record is appended behind it."""
+    plain = Worker._count
+
+    def count(self: Worker) -> None:
+        self._links.torn = False
+        plain(self)
+
+    patch.setattr(Worker, "_count", count)
+
+
+def append_that_failed_is_taken_for_done(patch: pytest.MonkeyPatch) -> None:
+    plain = Links._append
+
+    def append(self: Links, store: Any, now: int) -> bool:
+        done = plain(self, store, now)
+        if not done and self.grant is not None and not self._last:
+            store.commit()
+            return True
+        return done
+
+    patch.setattr(Links, "_append", append)
+
+
+def links_append_under_always(patch: pytest.MonkeyPatch) -> None:
+    """Then nothing is synced before the reply."""
+    plain = Aof.grant
+
+    def grant(self: Aof) -> Grant | None:
+        policy, self.policy = self.policy, "no"
+        found = plain(self)
+        self.policy = policy
+        return found
+
+    patch.setattr(Aof, "grant", grant)
+
+
+def appended_bytes_are_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """No sync covers what the links have appended."""
+    plain = Worker._count
+
+    def count(self: Worker) -> None:
+        self._links.appended = 0
+        plain(self)
+
+    patch.setattr(Worker, "_count", count)
+
+
+def appended_bytes_are_counted_a_turn_late(patch: pytest.MonkeyPatch) -> None:
+    """So they go to the books of the next segment, or to none."""
+    plain = Worker._count
+
+    def count(self: Worker) -> None:
+        late, self.late = getattr(self, "late", 0), self._links.appended  # type: ignore[attr-defined]
+        self._links.appended = late
+        plain(self)
+
+    patch.setattr(Worker, "_count", count)
+
+
 # -- damage ---------------------------------------------------------------------------------------
 
 
@@ -449,12 +513,12 @@ def crashed(policy: str) -> Callable[[int], None]:
     return lambda seed: crashes.Run(seed, crashes.Tally(), policy=policy).go()
 
 
-def failed(kind: str) -> Callable[[int], None]:
+def failed(kind: str, policy: str = "always") -> Callable[[int], None]:
     """Every seed is another operation that fails, and every 70 of them another workload."""
 
     def trial(seed: int) -> None:
         workload, place = divmod(seed, 70)
-        case = Case("always", kind, ("once", "late")[place % 2], 25 + place // 2)
+        case = Case(policy, kind, ("once", "late")[place % 2], 25 + place // 2)
         faults.Run(case, workload, faults.Tally()).go()
 
     return trial
@@ -503,6 +567,11 @@ PLANTED = (
     Planted(failed_sync_is_tried_again, failed("EIO"), 56),
     Planted(failed_sync_is_ignored, failed("EIO"), 56),
     Planted(loaded_tail_is_not_written_again, failed("EIO"), 56),
+    Planted(torn_append_of_the_links_stays, failed("short", "no"), 120),
+    Planted(append_that_failed_is_taken_for_done, failed("ENOSPC", "no"), 120),
+    Planted(links_append_under_always, crashed("always")),
+    Planted(appended_bytes_are_not_counted, crashed("everysec"), 11),
+    Planted(appended_bytes_are_counted_a_turn_late, crashed("everysec")),
     Planted(checksums_are_not_looked_at, damaged),
     Planted(marks_are_not_looked_for, damaged),
     Planted(tails_are_not_saved, damaged, 2),

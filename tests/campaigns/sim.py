@@ -152,6 +152,7 @@ class Simulation:
         self.shards: list[Shard] = []
         self.turns: dict[bytes, int] = {}  # envelope: the shard's clock when it was carried out, in ms
         self.doomed: set[Task | None] = set()  # killed at their next operation on the disk
+        self.granted = 0  # appends by the kernel of the links
         self.rewriter_deaths = 0.0  # how probable it is that a rewriter is killed at an operation
 
     def start_shard(self, config: Config, index: int, datadir: DataDir) -> Shard:
@@ -202,7 +203,7 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
         worker.UnifiedStore = _with_clock(plain, sim.turns)  # type: ignore[misc, assignment]
         kind = links.Links if disk.direct else plain_links
         worker.Links = lambda: kind(sim.microseconds)  # type: ignore[misc, assignment]
-        links.os = _Module(os, write=_write_to(disk))  # type: ignore[attr-defined, assignment]
+        links.os = _Module(os, write=_write_for(sim))  # type: ignore[attr-defined, assignment]
         yield sim
     finally:
         try:
@@ -229,9 +230,14 @@ def _with_clock(store_class: Callable[..., Any], turns: dict[bytes, int]) -> Cal
     return make
 
 
-def _write_to(disk: SimDisk) -> Callable[[int, Buffer], int]:
+def _write_for(sim: Simulation) -> Callable[[int, Buffer], int]:
+    """Return write(2) for the links: to sockets, and to the log."""
+
     def write(fd: int, data: Buffer) -> int:
-        return disk.write(fd, data) if disk.holds(fd) else os.write(fd, data)
+        if not sim.disk.holds(fd):
+            return os.write(fd, data)
+        sim.granted += 1
+        return sim.disk.write(fd, data)
 
     return write
 
