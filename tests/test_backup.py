@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import threading
+import time
 from itertools import count
 from pathlib import Path
 
@@ -138,6 +139,9 @@ def test_under_traffic_and_rewrites_each_is_a_prefix(served, tmp_path):
     try:
         numbers = []
         for number in range(12):
+            before = served.sequence
+            while served.sequence == before and thread.is_alive():
+                time.sleep(0.001)
             (part,) = backup(served.path, tmp_path / f"b{number}").shards
             numbers.append(part.next_number)
     finally:
