@@ -19,6 +19,8 @@ from table import Row, Section
 from imds import Client
 
 IDLE, BUSY = "no rewrite", "rewriting"
+# Seconds between two looks at who rewrites: each takes milliseconds from those who are measured.
+LOOK_EVERY = 0.5
 _SHARD = re.compile(r"imds-(shard|rewriter)-\d+")
 
 
@@ -33,7 +35,7 @@ class Rewriting(threading.Thread):
 
     def run(self) -> None:
         with Client(port=self._server.port) as client:
-            while not self._over.wait(0.05):
+            while not self._over.wait(LOOK_EVERY):
                 client.execute("rewrite")
                 self.peak = max([self.peak, *_peaks(self._server, "rewriter")])
 

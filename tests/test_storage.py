@@ -18,8 +18,7 @@ MODULES = [
 ]
 # Names of os that are no operation on a file.
 HARMLESS = {"O_RDONLY", "O_RDWR", "O_WRONLY", "O_CREAT", "O_EXCL", "O_APPEND", "O_TRUNC"} | {
-    *("strerror", "getpid", "kill", "cpu_count", "sched_getaffinity", "nice", "sched_setscheduler"),
-    *("SCHED_IDLE", "sched_param", "devnull"),
+    *("strerror", "getpid", "kill", "cpu_count", "sched_getaffinity", "nice"),
 }
 # Methods of Path that are one.
 TOUCHING = {

@@ -77,12 +77,22 @@ class Victims:
                         return name, process
             return None
 
+        before = self._bases()
         name, process = until("a rewriter", found)
-        time.sleep(self._rng.uniform(0.0, 0.3) ** 2)
+        if self._rng.random() < 0.5:
+            time.sleep(self._rng.uniform(0.0, 0.3) ** 2)  # most of which it needs to start
+        else:
+            end = time.monotonic() + 2.0
+            while self._bases() <= before and process.is_running() and time.monotonic() < end:
+                time.sleep(0.001)
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+            self.killed["rewriter with a base begun"] += not self._bases() <= before
         self.killed["rewriter"] += 1
         return str(name)
+
+    def _bases(self) -> set[Path]:
+        return set(self._server.directory.glob("gen-*/shard-*/*.base"))
 
     def _recent(self, name: str) -> list[float]:
         return [at for at in self._deaths.get(name, []) if time.monotonic() - at < DEATHS_WINDOW + 5]
