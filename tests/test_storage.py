@@ -18,7 +18,8 @@ MODULES = [
 ]
 # Names of os that are no operation on a file.
 HARMLESS = {"O_RDONLY", "O_RDWR", "O_WRONLY", "O_CREAT", "O_EXCL", "O_APPEND", "O_TRUNC"} | {
-    *("strerror", "getpid", "kill", "cpu_count", "sched_getaffinity", "nice"),
+    *("strerror", "getpid", "kill", "cpu_count", "sched_getaffinity", "nice", "sched_setscheduler"),
+    *("SCHED_IDLE", "sched_param"),
 }
 # Methods of Path that are one.
 TOUCHING = {
