@@ -595,9 +595,10 @@ cdef bint read_bounds(const Token *low, const Token *high, Bounds *bounds) excep
 
 cdef size_t ranks_to(const Zset *zset, double bound, bint included) noexcept nogil:
     """Return how many scores are below the bound, or not above it."""
+    cdef const uint8_t *least = <const uint8_t *>b""  # of all members with that score
     if included and bound == INFINITY:
         return zset.count
-    return zset_place(zset, nextafter(bound, INFINITY) if included else bound, NULL, 0)
+    return zset_place(zset, nextafter(bound, INFINITY) if included else bound, least, 0)
 
 
 cdef size_t ranks_between(Item *entry, const Bounds *bounds, size_t *start) noexcept nogil:
