@@ -236,14 +236,14 @@ def test_the_same_bytes_as_the_twin(kernel: Any, seed: int) -> None:
 
 
 def test_names_are_found_as_the_table_has_them(kernel: Any) -> None:
-    """Every spelling of every command, and every name that differs from one by a byte."""
+    """Every spelling of every command, and every name that differs from one by a bit."""
     switch = kernel.Switch(slot_map(1))
     names: set[bytes] = {b"", b"\0", b"x" * 40, b"g" * 32, b"[ET", b"@et", b"{et", b"\xe7et"}
     for command in COMMANDS.values():
         name = command.name.encode()
         names |= {name, name.upper(), name.title(), name.swapcase(), name + b"\0", name[:-1], b" " + name}
         for at in range(len(name)):
-            names |= {name[:at] + bytes([byte]) + name[at + 1 :] for byte in range(256)}
+            names |= {name[:at] + bytes([name[at] ^ 1 << bit]) + name[at + 1 :] for bit in range(8)}
     with Wire() as wire:
         for name in names:
             command = lookup(name)
