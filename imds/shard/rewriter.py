@@ -13,8 +13,6 @@ import signal
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
-
 from imds.config import Config
 from imds.control import Channel
 from imds.process import ignore, start_logging
@@ -27,15 +25,16 @@ log = logging.getLogger("imds.rewriter")
 
 
 def yield_to_all() -> None:
-    """Take processor and disk only when nobody else wants them, as far as the system knows such a thing."""
+    """Take processor and disk only when nobody else wants them, as far as the system knows such a thing.
+
+    On Linux a process that gets idle processor time gets idle disk time, too: ``task_nice_ioclass`` in
+    include/linux/ioprio.h.
+    """
     with contextlib.suppress(OSError):
         os.nice(19)
     if hasattr(os, "SCHED_IDLE"):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    if hasattr(psutil, "IOPRIO_CLASS_IDLE"):
-        with contextlib.suppress(OSError, psutil.Error):
-            psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
 
 
 def main(config: Config, shard: int, directory: Path, generation: int, channel: Channel) -> int:

@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -611,3 +613,22 @@ def test_a_suspect_log_takes_nothing_before_it_is_renewed(variant: Variant, log:
         aof.append(b"x")
     aof.close()
     assert SUSPECT in files(log)
+
+
+# -- the process -----------------------------------------------------------------------------------------
+
+_FOLDS = """
+import os
+from pathlib import Path
+from imds.config import Config
+from imds.control import Channel
+from imds.shard import rewriter
+idle = hasattr(os, "SCHED_IDLE")
+rewriter.fold = lambda *a, **k: print(os.nice(0), os.sched_getscheduler(0) if idle else 5)
+rewriter.main(Config(), 0, Path("."), 1, Channel.pair()[0])
+"""
+
+
+def test_it_folds_in_time_that_nobody_else_wants() -> None:
+    done = subprocess.run([sys.executable, "-c", _FOLDS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["19", str(getattr(os, "SCHED_IDLE", 5))]
