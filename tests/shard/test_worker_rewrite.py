@@ -238,12 +238,15 @@ def test_a_disk_that_does_not_answer_ends_the_shard(shard: Shard, monkeypatch: p
 def test_a_writer_that_waits_for_it_is_not_answered(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aof_module, "SYNC_EVERY", 0.0)
     monkeypatch.setattr(aof_module, "MAX_LAG", 0.1)
-    monkeypatch.setattr(aof_module, "MAX_STALL", 0.5)
+    monkeypatch.setattr(aof_module, "MAX_STALL", 1.0)
     go = threading.Event()
     monkeypatch.setattr(Disk, "fdatasync", lambda self, fd: go.wait(DEADLINE) and None)
     assert shard.ask((b"set", b"key", b"1")) == [DONE]
     while shard.aof.unsynced_seconds < 0.2:
         assert shard.ask((b"get", b"key")) == [(OK, b"1")], "reads go on as long as nobody writes"
+    lag = stats(shard)
+    assert lag["aof_unsynced_seconds"] >= 0.2
+    assert lag["aof_unsynced_bytes"] > 0
     shard.send((b"set", b"key", b"2"))
     assert shard.ended() == EXIT_DISK
     go.set()
