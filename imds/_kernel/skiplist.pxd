@@ -16,7 +16,7 @@ What always holds (:func:`zset_flaw` looks for the first breach):
     level 0       next --> node --> node --> node --> ...  | next, score, size, levels, member bytes |
                   0        1         2        3            +-----------------------------------------+
 
-A node of an 8-byte member takes 48 bytes, 74 on average with its links. A member of a small set is found by walking
+A node of an 8-byte member takes 48 bytes, 70 on average with its links. A member of a small set is found by walking
 along level 0: sixty-four nodes at most.
 """
 

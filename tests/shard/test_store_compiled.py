@@ -475,10 +475,14 @@ def test_used_is_what_the_allocator_takes():
         assert store.used == max(32, (24 + 1 + size + 8 + 15) // 16 * 16) + 16
     store = a_store([[b"set", b"key:%012d" % number, bytes(64)] for number in range(100)])
     assert store.used == 100 * 128
+    nodes = set()
+    for _ in range(1000):  # a node has as many links, of 24 bytes each, as its coin says: three at most in a small set
+        ranks = sortedset.SortedSet()
+        empty = ranks.used
+        ranks.add(b"8 bytes.", 1.0)
+        nodes.add(ranks.used - empty)
+    assert nodes == {(24 + links * 24 + 8 + 8 + 15) // 16 * 16 for links in range(4)}
     ranks = sortedset.SortedSet()
-    empty = ranks.used
-    ranks.add(b"8 bytes.", 1.0)
-    assert ranks.used - empty in (48, 80, 96, 128)
     for number in range(20_000):
         ranks.add(b"%08d" % number, float(number))
     assert 80 < ranks.used / 20_000 < 95

@@ -239,7 +239,9 @@ class TestBreaks:
             process.stdin.write(lines_of(500, 500))
             process.stdin.close()
             err = process.stderr.read()
-            assert (process.wait(30), b"--resume-from" in err) == (3, True), err
+            # the connection is lost; or a shard went first, and the router still said which line that was
+            assert process.wait(30) == (1 if b"imds-cli: line " in err else 3), err
+            assert b"--resume-from" in err
         with imds.serve(shards=2, directory=tmp_path / "data") as server, server.client() as client:
             with load(server) as process:
                 _, err = process.communicate(lines_of(1000), 60)
