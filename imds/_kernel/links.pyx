@@ -210,9 +210,7 @@ cdef class Links:
         if not since <= now < until:
             return False
         written = write(fd, data, size)
-        if written < 0:
-            return False  # the worker will meet it, too
-        if <size_t>written < size:
+        if written < <Py_ssize_t>size:  # whatever the reason is, the worker will meet it, too
             self.torn = True
             return False
         self.appended += written

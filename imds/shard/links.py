@@ -97,7 +97,7 @@ class Links:
     Before :meth:`turn` the worker may give a ``grant``: the turn then appends what a round has to log itself,
     and commits it. After it, ``waiting`` says whether replies wait for :meth:`reply`; ``executed`` how often
     a link had something to execute; ``appended`` how many bytes are in the file by the grant, and ``torn``
-    whether some more are, which are to be taken back. ``changed`` collects the links that the worker has to
+    whether some more may be, which are to be taken back. ``changed`` collects the links that the worker has to
     think about: ended ones, and those of which the socket has not, or now has, taken everything. The worker
     empties it.
     """
@@ -196,9 +196,9 @@ class Links:
             return False
         try:
             size = os.write(fd, records)
-        except OSError:
-            return False  # the worker will meet it, too
-        if size < len(records):
+        except OSError:  # which does not say that nothing was written
+            size = 0
+        if size < len(records):  # whatever the reason is, the worker will meet it, too
             self.torn = True
             return False
         self.appended += size

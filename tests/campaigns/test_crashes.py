@@ -41,5 +41,13 @@ def test_the_same_seed_is_the_same_run():
 # -- faults ---------------------------------------------------------------------------------------
 
 
+def test_an_append_by_a_grant_that_fails_although_all_of_it_was_written():
+    """What is in the file must be taken back before the worker appends the same records."""
+    tally = faults.Tally()
+    for number in range(45, 55):
+        faults.Run(faults.Case("no", "EIO", "late", number), 9101_000_000, tally).go()
+    assert tally.struck == 10
+
+
 def test_faults_campaign():
     assert "0 false acknowledgements" in faults.campaign(1, 1, quiet, step=31)

@@ -268,7 +268,7 @@ def test_a_disk_that_takes_nothing_or_a_part(loop: Loop, tmp_path: Path) -> None
     far.send(seal(0, 1, b"write"))
     loop.links.grant = (os.open(tmp_path, os.O_RDONLY), *GRANT)
     loop.turn()
-    assert (loop.links.appended, loop.links.torn, loop.links.waiting) == (0, False, True)
+    assert (loop.links.appended, loop.links.torn, loop.links.waiting) == (0, True, True)  # it may have some
     os.close(loop.links.grant[0])
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
