@@ -12,6 +12,8 @@ from measure import PEERS, Cell, Setup, interleave, prepare, say
 from peers import Server
 from table import Row, Section
 
+import imds
+
 Goals = Mapping[tuple[str, int], tuple[float, float]]  # test and pipeline: beside redis and twemproxy
 
 STRINGS: Goals = {
@@ -181,7 +183,8 @@ def replay(setup: Setup) -> Iterator[Section]:
     )
     answer = Row("start to first answer", "s", "less", {"redis": 0.5})
     own = Row("loading, as the server reports it", "s", "less")
-    section.rows += [answer, own]
+    private = Row("`imds.serve(shards=2)`, without data", "s", "less")
+    section.rows += [answer, own, private]
     servers: Sequence[Server] = [setup.imds("imds", "everysec"), setup.redis("redis", "everysec")]
     for server in servers:
         with server:
@@ -192,5 +195,8 @@ def replay(setup: Setup) -> Iterator[Section]:
             with server:
                 answer.add(server.name, time.monotonic() - started)
                 own.add(server.name, server.own_load_seconds())
-    say(f"replay: {answer.runs} {own.runs}")
+        started = time.monotonic()
+        with imds.serve(shards=2):
+            private.add("imds", time.monotonic() - started)
+    say(f"replay: {answer.runs} {own.runs} {private.runs}")
     yield section

@@ -97,9 +97,9 @@ class Links:
     Before :meth:`turn` the worker may give a ``grant``: the turn then appends what a round has to log itself,
     and commits it. After it, ``waiting`` says whether replies wait for :meth:`reply`; ``executed`` how often
     a link had something to execute; ``appended`` how many bytes are in the file by the grant, and ``torn``
-    whether some more may be, which are to be taken back. ``changed`` collects the links that the worker has to
-    think about: ended ones, and those of which the socket has not, or now has, taken everything. The worker
-    empties it.
+    whether some more may be, which are to be taken back. ``changed`` collects the links that the worker has
+    to think about: ended ones, and those of which the socket has not, or now has, taken everything. The
+    worker empties it.
     """
 
     def __init__(self, clock: Callable[[], int] | None = None) -> None:

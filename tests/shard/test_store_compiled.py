@@ -476,7 +476,7 @@ def test_used_is_what_the_allocator_takes():
     store = a_store([[b"set", b"key:%012d" % number, bytes(64)] for number in range(100)])
     assert store.used == 100 * 128
     nodes = set()
-    for _ in range(1000):  # a node has as many links, of 24 bytes each, as its coin says: three at most in a small set
+    for _ in range(1000):  # a node has by chance up to three links, of 24 bytes each, in a small set
         ranks = sortedset.SortedSet()
         empty = ranks.used
         ranks.add(b"8 bytes.", 1.0)
