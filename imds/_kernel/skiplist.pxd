@@ -406,23 +406,76 @@ cdef inline void zset_detach(Zset *zset, Item *node) noexcept nogil:
             zset.table = NULL
 
 
+cdef inline void _paths(
+    const Zset *zset, Item *node, double score, Item **path, size_t *ranks, Item **other, size_t *other_ranks
+) noexcept nogil:
+    """Find the paths to ``node`` and to where its member belongs with another score, as :func:`_path` finds one.
+
+    Both at once: each step waits for memory, and the two do not wait for each other.
+    """
+    cdef Item *here = zset.head
+    cdef Item *there = zset.head
+    cdef size_t rank = 0, other_rank = 0
+    cdef uint32_t level = zset.height
+    cdef double old = node.second.score
+    cdef const uint8_t *member = key_of(node)
+    cdef Link *link = link_of(here, level)
+    cdef Link *other_link = link
+    cdef bint on, other_on
+    while level:
+        link = link_of(here, level)
+        other_link = link_of(there, level)
+        while True:
+            on = _link_less(link, old, member, node.size)
+            other_on = _link_less(other_link, score, member, node.size)
+            if on:
+                rank += link.span
+                here = link.next
+                link = link_of(here, level)
+            if other_on:
+                other_rank += other_link.span
+                there = other_link.next
+                other_link = link_of(there, level)
+            if not on and not other_on:
+                break
+        path[level] = here
+        ranks[level] = rank
+        other[level] = there
+        other_ranks[level] = other_rank
+        level -= 1
+    while here.next != node:
+        rank += 1
+        here = here.next
+    while there.next != NULL and _less(there.next, score, member, node.size):
+        other_rank += 1
+        there = there.next
+    path[0] = here
+    ranks[0] = rank
+    other[0] = there
+    other_ranks[0] = other_rank
+
+
 cdef inline void zset_move(Zset *zset, Item *node, double score) noexcept nogil:
     """Give ``node`` another score. O(log n)."""
     cdef Item *path[LEVELS + 1]
     cdef size_t ranks[LEVELS + 1]
+    cdef Item *to[LEVELS + 1]
+    cdef size_t to_ranks[LEVELS + 1]
     cdef uint32_t level
-    _path(zset, node.second.score, key_of(node), node.size, path, ranks)
-    if (path[0] == zset.head or _less(path[0], score, key_of(node), node.size)) and (
-        node.next == NULL or not _less(node.next, score, key_of(node), node.size)
-    ):
+    _paths(zset, node, score, path, ranks, to, to_ranks)
+    if to[0] == path[0] or to[0] == node:
         node.second.score = score  # its neighbours stay the same
         for level in range(1, node.extra + 1):
             link_of(path[level], level).score = score
         return
     _unlink(zset, node, path)
+    for level in range(zset.height + 1):  # the node is on the way no more
+        if to[level] == node:
+            to[level] = path[level]
+        if to_ranks[level] > ranks[0]:
+            to_ranks[level] = ranks[level] if to[level] == path[level] else to_ranks[level] - 1
     node.second.score = score
-    _path(zset, score, key_of(node), node.size, path, ranks)
-    _link(zset, node, path, ranks)
+    _link(zset, node, to, to_ranks)
 
 
 cdef inline const char *zset_flaw(const Zset *zset) noexcept nogil:
