@@ -20,6 +20,7 @@ A node of an 8-byte member takes 48 bytes, 70 on average with its links. A membe
 along level 0: sixty-four nodes at most.
 """
 
+from libc.math cimport INFINITY
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -50,7 +51,7 @@ cdef enum:
 ctypedef struct Link:
     Item *next
     size_t span
-    double score        # of ``next``: most steps of a search need not look at the node itself
+    double score        # of ``next``, so that most steps of a search need not look at the node; at the end INFINITY
 
 ctypedef struct Zset:
     size_t count
@@ -188,11 +189,9 @@ cdef inline Item *zset_find(const Zset *zset, const uint8_t *member, size_t size
 
 cdef inline bint _link_less(const Link *link, double score, const uint8_t *member, size_t size) noexcept nogil:
     """Whether the link leads to a node before (score, member)."""
-    if link.next == NULL:
-        return False
     if link.score != score:
         return link.score < score
-    return _less(link.next, score, member, size)
+    return link.next != NULL and _less(link.next, score, member, size)
 
 
 cdef inline size_t _path(
@@ -251,7 +250,7 @@ cdef inline Item *zset_first(const Zset *zset, double score) noexcept nogil:
     cdef Link *link
     while level:
         link = link_of(node, level)
-        while link.next != NULL and link.score < score:
+        while link.score < score:
             node = link.next
             link = link_of(node, level)
         level -= 1
@@ -296,7 +295,7 @@ cdef inline void _link(Zset *zset, Item *node, Item **path, size_t *ranks) noexc
         ranks[zset.height] = 0
         before = link_of(zset.head, zset.height)
         before.next = NULL
-        before.score = 0
+        before.score = INFINITY
         before.span = zset.count + 1
     node.next = path[0].next
     path[0].next = node
@@ -514,7 +513,7 @@ cdef inline const char *zset_flaw(const Zset *zset) noexcept nogil:
         before = node
         node = node.next
     for level in range(1, zset.height + 1):
-        if link_of(path[level], level).next != NULL:
+        if link_of(path[level], level).next != NULL or link_of(path[level], level).score != INFINITY:
             return "sorted set: a link beyond the end"
         if ranks[level] + link_of(path[level], level).span != count + 1:
             return "sorted set: a wrong span at the end"
