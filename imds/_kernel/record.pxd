@@ -10,7 +10,10 @@ cdef class RecordEncoder:
     cdef Buffer _pending
 
     # The two halves of add(): room for a record with an effect of ``size`` bytes, or False; then the record, which
-    # cannot fail. ``begin`` returns where the effect's bytes go, ``end`` seals them.
+    # cannot fail. ``begin`` returns where the effect's bytes go, ``end`` seals them; ``put`` does both for bytes that
+    # are elsewhere.
     cdef bint reserve(self, size_t size) noexcept
     cdef uint8_t *begin(self) noexcept
     cdef void end(self, size_t size) noexcept
+    cdef void put(self, const uint8_t *effect, size_t size) noexcept
+    cdef void _seal(self, const uint8_t *effect, size_t size) noexcept

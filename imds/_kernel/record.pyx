@@ -7,6 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from imds._kernel cimport memory
 from imds._kernel.memory cimport Buffer, buffer_empty, buffer_put, buffer_reserve, get_u32, get_u64, set_u32, set_u64
 from imds._kernel.xxh64 cimport xxh64 as hash64
+from imds._kernel.xxh64 cimport xxh64_behind as hash64_behind
 
 from imds.shard import record as _twin
 
@@ -14,6 +15,11 @@ cdef size_t HEADER = 20  # checksum, length, sequence
 cdef size_t CHECKSUM = 8
 cdef uint64_t MAX_EFFECT = _twin.MAX_EFFECT
 assert _twin.HEADER.size == HEADER
+
+
+cdef inline uint64_t swapped(uint32_t x) noexcept nogil:
+    """Return the word with its bytes the other way round."""
+    return x >> 24 | (x >> 8 & 0xFF00) | (x & 0xFF00) << 8 | <uint32_t>(x << 24)
 
 
 cdef class RecordEncoder:
@@ -35,10 +41,28 @@ cdef class RecordEncoder:
         return self._pending.data + self._pending.size + HEADER
 
     cdef void end(self, size_t size) noexcept:
+        self._seal(self.begin(), size)
+
+    cdef void put(self, const uint8_t *effect, size_t size) noexcept:
+        memory.memcpy(self.begin(), effect, size)
+        self._seal(effect, size)
+
+    cdef void _seal(self, const uint8_t *effect, size_t size) noexcept:
+        """Write the record's header; ``effect`` are the bytes behind it, here or where they have come from.
+
+        Bytes that have just been written are read only when the cache has taken them: the header is hashed as words,
+        and an effect that has not been put together here, where it comes from.
+        """
         cdef uint8_t *at = self._pending.data + self._pending.size
+        cdef uint64_t first, second
         set_u32(at + 8, <uint32_t>size)
         set_u64(at + 12, self.sequence)
-        set_u64(at, hash64(at + CHECKSUM, HEADER - CHECKSUM + size, self.seed))
+        if size >= 20:
+            first = swapped(<uint32_t>size) | swapped(<uint32_t>(self.sequence >> 32)) << 32
+            second = swapped(<uint32_t>self.sequence) | swapped(get_u32(effect)) << 32
+            set_u64(at, hash64_behind(first, second, effect + 4, size - 4, self.seed))
+        else:
+            set_u64(at, hash64(at + CHECKSUM, HEADER - CHECKSUM + size, self.seed))
         self._pending.size += HEADER + size
         self.sequence += 1
 
@@ -51,8 +75,7 @@ cdef class RecordEncoder:
                 raise OverflowError("an effect of 4 GiB or more")
             if not self.reserve(<size_t>view.len):
                 raise MemoryError
-            memory.memcpy(self.begin(), view.buf, <size_t>view.len)
-            self.end(<size_t>view.len)
+            self.put(<const uint8_t *>view.buf, <size_t>view.len)
         finally:
             PyBuffer_Release(&view)
 

@@ -573,6 +573,15 @@ cdef bint is_word(const Token *text, const char *word) noexcept nogil:
     return word[text.size] == 0
 
 
+cdef inline bint is_lower(const Token *name) noexcept nogil:
+    """Whether a name, which is letters, has no capital."""
+    cdef uint8_t all = 0x20
+    cdef size_t i
+    for i in range(name.size):
+        all &= name.at[i]
+    return all != 0
+
+
 # A range of scores.
 ctypedef struct Bounds:
     double low
@@ -886,8 +895,7 @@ cdef class UnifiedStore(Executor):
                 if at - start > MAX_EFFECT and end > start:
                     break
                 end = at
-            memory.memcpy(self.log.begin(), data + start, end - start)
-            self.log.end(end - start)
+            self.log.put(data + start, end - start)
             start = end
         return True
 
@@ -2445,11 +2453,14 @@ cdef class UnifiedStore(Executor):
         cdef uint8_t *at
         cdef size_t i
         if not self._replaying:
-            at = self.log.begin()
-            memory.memcpy(at, request.frame, request.size)
-            for i in range(8, 8 + request.tokens[0].size):
-                at[i] |= 0x20
-            self.log.end(request.size)
+            if is_lower(&request.tokens[0]):
+                self.log.put(request.frame, request.size)
+            else:
+                at = self.log.begin()
+                memory.memcpy(at, request.frame, request.size)
+                for i in range(8, 8 + request.tokens[0].size):
+                    at[i] |= 0x20
+                self.log.end(request.size)
         self._reply(DONE)
 
     cdef void _free(self, Item *entry) noexcept:

@@ -37,26 +37,8 @@ cdef inline uint64_t _merge(uint64_t hash, uint64_t lane) noexcept nogil:
     return (hash ^ _round(0, lane)) * XXH_P1 + XXH_P4
 
 
-cdef inline uint64_t xxh64(const uint8_t *at, size_t size, uint64_t seed) noexcept nogil:
-    cdef uint64_t hash, a, b, c, d
-    cdef size_t left = size
-    if size >= 32:
-        a = seed + XXH_P1 + XXH_P2
-        b = seed + XXH_P2
-        c = seed
-        d = seed - XXH_P1
-        while left >= 32:
-            a = _round(a, _little64(at))
-            b = _round(b, _little64(at + 8))
-            c = _round(c, _little64(at + 16))
-            d = _round(d, _little64(at + 24))
-            at += 32
-            left -= 32
-        hash = _rotate(a, 1) + _rotate(b, 7) + _rotate(c, 12) + _rotate(d, 18)
-        hash = _merge(_merge(_merge(_merge(hash, a), b), c), d)
-    else:
-        hash = seed + XXH_P5
-    hash += size
+cdef inline uint64_t _end(const uint8_t *at, size_t left, uint64_t hash) noexcept nogil:
+    """Add fewer than 32 bytes that are left, and mix."""
     while left >= 8:
         hash = _rotate(hash ^ _round(0, _little64(at)), 27) * XXH_P1 + XXH_P4
         at += 8
@@ -72,3 +54,45 @@ cdef inline uint64_t xxh64(const uint8_t *at, size_t size, uint64_t seed) noexce
     hash = (hash ^ (hash >> 33)) * XXH_P2
     hash = (hash ^ (hash >> 29)) * XXH_P3
     return hash ^ (hash >> 32)
+
+
+cdef inline uint64_t _stripes(
+    const uint8_t *at, size_t size, uint64_t a, uint64_t b, uint64_t c, uint64_t d, size_t done
+) noexcept nogil:
+    """Add all to the four lanes, which ``done`` bytes are in, and end."""
+    cdef uint64_t hash
+    cdef size_t left = size
+    while left >= 32:
+        a = _round(a, _little64(at))
+        b = _round(b, _little64(at + 8))
+        c = _round(c, _little64(at + 16))
+        d = _round(d, _little64(at + 24))
+        at += 32
+        left -= 32
+    hash = _rotate(a, 1) + _rotate(b, 7) + _rotate(c, 12) + _rotate(d, 18)
+    hash = _merge(_merge(_merge(_merge(hash, a), b), c), d)
+    return _end(at, left, hash + size + done)
+
+
+cdef inline uint64_t xxh64(const uint8_t *at, size_t size, uint64_t seed) noexcept nogil:
+    if size < 32:
+        return _end(at, size, seed + XXH_P5 + size)
+    return _stripes(at, size, seed + XXH_P1 + XXH_P2, seed + XXH_P2, seed, seed - XXH_P1, 0)
+
+
+cdef inline uint64_t xxh64_behind(
+    uint64_t first, uint64_t second, const uint8_t *at, size_t size, uint64_t seed
+) noexcept nogil:
+    """Return the hash of two words, little-endian, and the ``size`` bytes behind them, at least 16.
+
+    What has just been written in pieces need not be read back as a whole then, which would wait for the cache.
+    """
+    return _stripes(
+        at + 16,
+        size - 16,
+        _round(seed + XXH_P1 + XXH_P2, first),
+        _round(seed + XXH_P2, second),
+        _round(seed, _little64(at)),
+        _round(seed - XXH_P1, _little64(at + 8)),
+        32,
+    )
