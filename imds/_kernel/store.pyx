@@ -434,6 +434,7 @@ cdef void fetch_neighbours(Request *request) noexcept nogil:
     if request.entry != NULL:
         fetch(request.entry.next)
         fetch(request.entry.second.older)
+        fetch(value_of(request.entry) + size_of(request.entry))  # where a string of usual size ends
         if member != NULL and is_set(request.entry):
             zset = zset_of(request.entry)
             if zset.table != NULL:
