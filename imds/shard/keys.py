@@ -186,7 +186,9 @@ def object_(store: Keyspace, subcommand: bytes, key: bytes) -> Item:
         return b"raw" if kind == "string" else b"skiplist"
     if asked == b"refcount":
         return 1
-    raise error("ERR the order of use is kept without times and counts")
+    if asked == b"idletime":
+        return store.idle(key)
+    raise error("ERR An LFU maxmemory policy is not selected, access frequency not tracked")
 
 
 @command

@@ -59,7 +59,7 @@ class Keyspace(Protocol):
     def kind(self, key: bytes) -> str | None:
         """Return ``string``, ``zset`` or None.
 
-        Alone of these, with ``deadline`` and ``recent``, it does not count as use.
+        Alone of these, with ``deadline``, ``memory``, ``idle`` and ``recent``, it does not count as use.
         """
 
     def touch(self, key: bytes) -> bool:
@@ -85,6 +85,12 @@ class Keyspace(Protocol):
 
     def memory(self, key: bytes) -> int | None:
         """Return the bytes that the key is counted with, or None."""
+
+    def idle(self, key: bytes) -> int | None:
+        """Return the seconds since the key's last use, or None. What was never used counts from the load.
+
+        They may be up to 1/256 more than the truth, never less.
+        """
 
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """Return the next cursor and about ``count`` keys; start with 0, end at 0.

@@ -5,6 +5,9 @@ What always holds (:meth:`UnifiedStore.check` asserts what can be asserted after
 * A key holds a string (bytes) or a sorted set that has a member; never an empty set.
 * The table is in the order of use: a command that finds its key makes it the most recently used, whatever
   it then answers. Eviction takes the least recently used key other than the command's own.
+* ``_last`` has, for each key of the table, the second of its last use by a clock that begins with the first time
+  that the store is told, and goes on as far as ``now`` does: what ``now`` falls back by is no time. So seconds
+  never fall in the order of use, and a key that was replayed has the second 0.
 * ``used`` is the sum of what keys and values are counted with, kept in O(1) by each change.
 * An effect is in the log, and what it replaced in the undo list, in the order in which effects were
   applied; an eviction stands before the write that needed its room. A command that answers an error, and
@@ -66,7 +69,7 @@ from imds.shard.record import RecordEncoder, each_record, pack_effects, split_ef
 from imds.shard.sortedset import SortedSet
 
 # Bytes that CPython takes (measured by tracemalloc over 10^5 keys, as tests/shard/test_store.py does).
-KEY_COST = 128  # the key's bytes object without its text, its entry in dict and list of the OrderedDict
+KEY_COST = 168  # the key's bytes object without its text, its entry in two dicts and the list of the OrderedDict
 VALUE_COST = 40  # the value's bytes object without its text, with what the allocator rounds up
 DEADLINE_COST = 200  # an entry of a dict, a number, a pair in a heap
 
@@ -142,6 +145,10 @@ class UnifiedStore:
         self._table: OrderedDict[bytes, Value] = OrderedDict()
         self._deadlines: dict[bytes, int] = {}
         self._due: list[tuple[int, bytes]] = []
+        self._last: dict[bytes, int] = {}
+        self._clock = 0  # milliseconds
+        self._second = 0  # of it
+        self._seen = 0  # the ``now`` that it was moved on by
         # What rollback puts back, newest last: (key, what it held or None, deadline), or (set, member,
         # score or None).
         self._undo: list[tuple[bytes, Value | None, int] | tuple[SortedSet, bytes, float | None]] = []
@@ -179,10 +186,12 @@ class UnifiedStore:
             data = bytes(data)
         peek, pack = _PEEK.unpack_from, U32U32.pack
         table, limit, timed = self._table, self.max_response, self._deadlines
-        find, touch = table.get, table.move_to_end
+        find, touch, last = table.get, table.move_to_end, self._last
         out: list[bytes] = []
         emit = out.append
         pos, size, hits = 0, len(data), 0
+        self._tick()
+        second = self._second
         while size - pos >= envelope.REQUEST.size:
             length, ticket, count, dialect = envelope.REQUEST.unpack_from(data, pos)
             end = pos + envelope.LENGTH + length
@@ -213,6 +222,7 @@ class UnifiedStore:
                         ):
                             hits += 1
                             touch(key)
+                            last[key] = second
                             total += here
                             emit(pack(here - 4, OK))
                             emit(value)
@@ -352,6 +362,7 @@ class UnifiedStore:
         self._undo.append((key, old, self._deadlines.pop(key, 0)))
         self.log.add(frame)
         self._table[key] = value
+        self._last[key] = self._second
         self.used += change
         return _DONE
 
@@ -424,6 +435,7 @@ class UnifiedStore:
         value = self._table.get(key)
         if value is not None:
             self._table.move_to_end(key)
+            self._last[key] = self._second
         return value
 
     def _read(self, key: bytes) -> Value | None:
@@ -457,6 +469,7 @@ class UnifiedStore:
         self._log(frame)
         new.add(member, score)
         self._table[key] = new
+        self._last[key] = self._second
         self.used += change
         return None
 
@@ -478,6 +491,7 @@ class UnifiedStore:
     def _drop(self, key: bytes) -> None:
         """Remove ``key``, which is here, so that it can be put back."""
         value = self._table.pop(key)
+        del self._last[key]
         self.used -= self._cost(key, value)
         self._undo.append((key, value, self._deadlines.pop(key, 0)))
 
@@ -556,10 +570,24 @@ class UnifiedStore:
     def expire(self, most: int) -> int:
         """Remove, logged, up to ``most`` keys whose deadline has come, earliest first; return how many."""
         done = 0
+        self._tick()
         while done < most and 0 < self.next_deadline <= self.now:
             self._expire(self._due[0][1])
             done += 1
         return done
+
+    # ---- times of use --------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """Move the clock on, to what ``now`` is."""
+        if self._seen < self.now and self._seen:
+            self._clock += self.now - self._seen
+            self._second = self._clock // 1000
+        self._seen = self.now
+
+    def idle(self, key: bytes) -> int | None:
+        """Return the seconds since the key's last use."""
+        return None if self.kind(key) is None else self._second - self._last[key]
 
     # ---- the operations of keyspace.py ---------------------------------------------------------------
 
@@ -598,6 +626,7 @@ class UnifiedStore:
         self._drop(key)
         self._undo.append((to, None, 0))
         self._table[to] = value
+        self._last[to] = self._second
         self._set_timer(to, when)
         self.used += self._cost(to, value)
 
@@ -669,6 +698,7 @@ class UnifiedStore:
         self._undo.append((key, old, self._deadlines.pop(key, 0)))
         self._log(encode_request((b"set", key, value)))
         self._table[key] = value
+        self._last[key] = self._second
         if when:
             self._log(encode_request((b"pexpireat", key, b"%d" % when)))
             self._set_timer(key, when)
@@ -764,9 +794,11 @@ class UnifiedStore:
                 now = table.pop(key, None)
                 if now is not None:
                     self.used -= self._cost(key, now)
+                    del self._last[key]
                     self._deadlines.pop(key, None)
                 if value is not None:
                     table[key] = value
+                    self._last[key] = self._second
                     self._set_timer(key, when)
                     self.used += self._cost(key, value)
             else:
@@ -890,6 +922,10 @@ class UnifiedStore:
                 assert len(value), f"{key!r} holds an empty set: {state}"
                 value.check()
             used += self._cost(key, value)
+        seconds = [self._last[key] for key in self._table]
+        assert len(self._last) == self.keys, f"a time of use without a key: {state}"
+        assert seconds == sorted(seconds), f"seconds that fall in the order of use: {state}"
+        assert all(0 <= second <= self._second for second in seconds), f"a use to come: {state}"
         assert self._deadlines.keys() <= self._table.keys(), f"a deadline without a key: {state}"
         due = set(self._due)
         assert all((when, key) in due for key, when in self._deadlines.items()), f"a lost deadline: {state}"
