@@ -14,7 +14,8 @@ What this file adds to the twin's rules:
 * An entry is in the heap of deadlines while it is in the table and has one. There is room in the heap for all those
   that the undo list may bring back.
 * A set whose entry is exchanged for another (SHELL_ADDED, SHELL_REMOVED) belongs to the one that is in the table.
-* ``used`` counts what glibc's malloc takes for entries and nodes, and TABLE_SHARE bytes for a place in a table.
+* ``used`` counts what glibc's malloc takes for entries and nodes, and TABLE_SHARE bytes for a place in a table. The
+  marks in the order of use (``marks.pxd``) are not counted: where they are most, they take 2 bytes a key.
 * Pointers into a table last until the table changes: an eviction changes it.
 * No operation takes long but by what it answers: the table grows by one chain at a time, and a large set that is
   gone is freed in the course of the requests that follow, FREED nodes in each.
@@ -59,6 +60,17 @@ from imds._kernel.entry cimport (
     zset_of,
 )
 from imds._kernel.executor cimport Executor
+from imds._kernel.marks cimport (
+    MARK_EVERY,
+    Marks,
+    is_mark,
+    marks_add,
+    marks_latest,
+    marks_second,
+    marks_trim,
+    past_marks,
+    ring_flaw,
+)
 from imds._kernel.memory cimport (
     Buffer,
     alloc_grow,
@@ -670,6 +682,11 @@ cdef class UnifiedStore(Executor):
     cdef object _hooks
     cdef Table _table
     cdef Item _ring
+    cdef Marks _marks
+    cdef uint64_t _clock     # milliseconds by which ``now`` has gone on since it was set first
+    cdef uint64_t _seen      # the ``now`` that it was moved on by
+    cdef uint32_t _second    # of the clock
+    cdef uint64_t _uses      # since a mark was added
     cdef size_t _replies     # where the replies of the running envelope begin in _out
     cdef Undo *_undo
     cdef size_t _undo_count, _undo_room
@@ -741,6 +758,8 @@ cdef class UnifiedStore(Executor):
         cdef Request *request
         self._changes += 1
         self._out.size = 0
+        if self.now != self._seen or self._uses >= MARK_EVERY:
+            self._tick()
         reader.data = data
         reader.size = size
         reader.pos = reader.read = reader.left = 0
@@ -752,6 +771,7 @@ cdef class UnifiedStore(Executor):
                 return pos
             count = get_u32(data + pos + 8)
             self.ops += count
+            self._uses += count
             self._reserve_reply(REPLY_HEADER)
             self._out.size += REPLY_HEADER
             self._replies = self._out.size
@@ -1349,6 +1369,7 @@ cdef class UnifiedStore(Executor):
         return REFUSED
 
     cdef Item *_look_at(self, const Token *key, bint use) except? NULL:
+        self._count_use()
         return self._look(key, table_hash(&self._table, key.at, key.size), use)
 
     cdef inline void _count_look(self, Item *entry) noexcept:
@@ -1640,6 +1661,7 @@ cdef class UnifiedStore(Executor):
             value = key
             skip(&value)
             hash = table_hash(&self._table, key.at, key.size)
+            self._count_use()
             refusal = self._put_logged(&key, hash, self._look(&key, hash, True), &value, 0)
             if refusal is not None:
                 return self._refuse(refusal)
@@ -2061,6 +2083,7 @@ cdef class UnifiedStore(Executor):
 
     cdef bint _evict(self) noexcept:
         """Remove the least recently used key; False if there is no memory to log it."""
+        marks_trim(&self._marks, &self._ring)
         if not self._remove(self._ring.next):
             return False
         self.evictions += 1
@@ -2084,11 +2107,41 @@ cdef class UnifiedStore(Executor):
         self._drop(entry)
         return True
 
+    # ---- times of use ----------------------------------------------------------------------------
+
+    cdef void _tick(self) noexcept:
+        """Move the clock on, to what ``now`` is, and have a mark for what is used from here on."""
+        if self._seen < self.now and self._seen:
+            self._clock += self.now - self._seen
+            self._second = <uint32_t>min(self._clock // 1000, <uint64_t>0xFFFFFFFF)  # 136 years
+        self._seen = self.now
+        if self._second != marks_latest(&self._marks) or self._uses >= MARK_EVERY:
+            self._uses = 0
+            marks_add(&self._marks, &self._ring, self._second)
+
+    cdef inline void _count_use(self) noexcept:
+        """Count a use that is not one request's only one; with many there is a mark among them."""
+        self._uses += 1
+        if self._uses >= MARK_EVERY:
+            self._uses = 0
+            marks_add(&self._marks, &self._ring, self._second)
+
+    def idle(self, bytes key not None):
+        """Return the seconds since the key's last use."""
+        cdef Item *entry = self._entry(key, False)
+        return None if entry == NULL else self._second - marks_second(&self._marks, &self._ring, entry)
+
+    @property
+    def marks(self):
+        """For tests: how many marks there are."""
+        return self._marks.count
+
     # ---- the operations of keyspace.py ---------------------------------------------------------------
 
     cdef Item *_entry(self, bytes key, bint use) except? NULL:
         """Return the key's entry, made the most recently used with ``use``, or NULL."""
         cdef Token token = token_of(key)
+        self._count_use()
         return self._look(&token, table_hash(&self._table, token.at, token.size), use)
 
     cdef Item *_there(self, bytes key) except NULL:
@@ -2248,15 +2301,18 @@ cdef class UnifiedStore(Executor):
         cdef Item *entry = self._ring.second.older
         cdef list found = []
         while entry != &self._ring and <size_t>len(found) < count:
-            found.append((<char *>key_of(entry))[: entry.size])
+            if not is_mark(entry):
+                found.append((<char *>key_of(entry))[: entry.size])
             entry = entry.second.older
         return [key for key in found if self.kind(key) is not None]  # afterwards, as it may remove
 
     def flush(self):
         """Remove every key."""
+        marks_trim(&self._marks, &self._ring)
         while self._ring.next != &self._ring:
             if not self._remove(self._ring.next):
                 raise MemoryError
+            marks_trim(&self._marks, &self._ring)
 
     def string(self, bytes key not None):
         """Return the string."""
@@ -2276,6 +2332,7 @@ cdef class UnifiedStore(Executor):
         cdef Token text = Token(<const uint8_t *>digits, write_digits(digits, when))
         cdef uint64_t hash = table_hash(&self._table, name.at, name.size)
         cdef size_t effect = 19 + name.size + content.size + 25 + name.size + text.size
+        self._count_use()
         refuse(self._put(&name, hash, self._look(&name, hash, True), &content, when, effect))
         self._log(b"set", 3, 3, &name, &content, NULL)
         if when:
@@ -2529,6 +2586,7 @@ cdef class UnifiedStore(Executor):
         cdef size_t size
         while self._undo_count > count:
             self._undo_count -= 1
+            self._count_use()
             undo = &self._undo[self._undo_count]
             entry = undo.entry
             if undo.change == REPLACED:
@@ -2588,6 +2646,7 @@ cdef class UnifiedStore(Executor):
         """Remove, logged, up to ``most`` keys whose deadline has come, earliest first; return how many."""
         cdef size_t done = 0
         self._changes += 1
+        self._tick()
         while done < most and self._due.count and self._due.places[0].when <= self.now:
             if not self._expire(self._due.places[0].entry):
                 break  # there is no memory to log it; another time
@@ -2642,6 +2701,7 @@ cdef class UnifiedStore(Executor):
                 at = parse(at, end, &request)
                 effect = find_effect(&request)
                 request.hash = table_hash(&self._table, request.tokens[1].at, request.tokens[1].size)
+                self._count_use()
                 if not self._apply(effect.kind, &request):
                     effect = NULL
             if effect == NULL:
@@ -2713,7 +2773,7 @@ cdef class UnifiedStore(Executor):
 
     def entries(self):
         """Yield each key with its string or its (score, member) pairs, and its deadline, least recently used first."""
-        cdef Item *entry = self._ring.next
+        cdef Item *entry = past_marks(self._ring.next)
         cdef Item *node
         cdef list pairs
         changes = self._changes
@@ -2730,11 +2790,11 @@ cdef class UnifiedStore(Executor):
                 yield key, (<char *>value_of(entry))[: size_of(entry)], when_of(entry)
             if self._changes != changes:
                 raise RuntimeError("the store changed between two of its entries")
-            entry = entry.next
+            entry = past_marks(entry.next)
 
     def digest(self):
         """Return 64 bits that are equal for equal data, whatever the order of use. O(data)."""
-        cdef Item *entry = self._ring.next
+        cdef Item *entry = past_marks(self._ring.next)
         cdef Item *node
         cdef uint64_t total = 0, chain, bits
         cdef uint8_t score[8]
@@ -2753,25 +2813,25 @@ cdef class UnifiedStore(Executor):
                 set_u64(score, when_of(entry))
                 chain = xxh64(score, 8, chain)
             total += chain
-            entry = entry.next
+            entry = past_marks(entry.next)
         return total
 
     def check(self):
         """Raise AssertionError unless the rules of this file and of the twin hold. O(data)."""
-        cdef Item *entry = self._ring.next
-        cdef Item *older = &self._ring
+        cdef Item *entry
         cdef const char *flaw = table_flaw(&self._table)
         cdef size_t count = 0, used = 0, timed = 0
         if flaw == NULL:
             flaw = due_flaw(&self._due)
+        if flaw == NULL:
+            flaw = ring_flaw(&self._marks, &self._ring, self._second)
         state = f"{self.keys} keys, used {self.used}, {self._undo_count} to undo"
+        entry = past_marks(self._ring.next)
         while flaw == NULL and entry != &self._ring:
             count += 1
             used += entry_cost(entry)
             timed += when_of(entry) != 0
-            if entry.second.older != older:
-                flaw = "ring: a wrong way back"
-            elif table_slot(&self._table, entry) == NULL:
+            if table_slot(&self._table, entry) == NULL:
                 flaw = "store: a key that is not found"
             elif is_timed(entry) and (when_of(entry) != 0) is not (timer_of(entry).place != NOWHERE):
                 flaw = "store: a deadline that is not in the heap, or a place in it without one"
@@ -2779,11 +2839,10 @@ cdef class UnifiedStore(Executor):
                 flaw = "store: an empty set"
             elif is_set(entry):
                 flaw = zset_flaw(zset_of(entry))
-            older = entry
-            entry = entry.next
+            entry = past_marks(entry.next)
         if flaw != NULL:
             raise AssertionError(f"{flaw.decode()}: {state}")
-        if count != self._table.count or self._ring.second.older != older:
+        if count != self._table.count:
             raise AssertionError(f"{count} keys in the ring: {state}")
         if used != self.used:
             raise AssertionError(f"counted {used}: {state}")
