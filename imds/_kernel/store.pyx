@@ -682,11 +682,6 @@ cdef class UnifiedStore(Executor):
     cdef object _hooks
     cdef Table _table
     cdef Item _ring
-    cdef Marks _marks
-    cdef uint64_t _clock     # milliseconds by which ``now`` has gone on since it was set first
-    cdef uint64_t _seen      # the ``now`` that it was moved on by
-    cdef uint32_t _second    # of the clock
-    cdef uint64_t _uses      # since a mark was added
     cdef size_t _replies     # where the replies of the running envelope begin in _out
     cdef Undo *_undo
     cdef size_t _undo_count, _undo_room
@@ -702,6 +697,11 @@ cdef class UnifiedStore(Executor):
     cdef bytes _refusal      # what a form is refused by
     cdef Zset *_gone         # large sets that are being freed
     cdef readonly size_t dying  # how many
+    cdef Marks _marks
+    cdef uint64_t _clock     # milliseconds by which ``now`` has gone on since it was set first
+    cdef uint64_t _seen      # the ``now`` that it was moved on by
+    cdef uint32_t _second    # of the clock
+    cdef uint64_t _uses      # since a mark was added
 
     def __cinit__(self):
         self._ring.next = self._ring.second.older = &self._ring
@@ -2131,11 +2131,6 @@ cdef class UnifiedStore(Executor):
         cdef Item *entry = self._entry(key, False)
         return None if entry == NULL else self._second - marks_second(&self._marks, &self._ring, entry)
 
-    @property
-    def marks(self):
-        """For tests: how many marks there are."""
-        return self._marks.count
-
     # ---- the operations of keyspace.py ---------------------------------------------------------------
 
     cdef Item *_entry(self, bytes key, bint use) except? NULL:
@@ -2863,3 +2858,18 @@ def alloc_fails_at(size_t n):
     left = memory.alloc_fails_at
     memory.alloc_fails_at = n
     return left
+
+
+def marks_of(UnifiedStore store not None):
+    """For tests: how many entries are in front of the first mark, and behind each."""
+    cdef Item *item = store._ring.next
+    cdef size_t count = 0
+    counts = []
+    while item != &store._ring:
+        if is_mark(item):
+            counts.append(count)
+            count = 0
+        else:
+            count += 1
+        item = item.next
+    return [*counts, count]

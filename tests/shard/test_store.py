@@ -93,6 +93,14 @@ class Shard:
         return [key for key, _value, _when in self.store.entries()]
 
 
+def record_of(*requests):
+    """A log's records with these effects."""
+    log = record.RecordEncoder(SEED)
+    for tokens in requests:
+        log.add(encode_request(tokens))
+    return log.pending()
+
+
 @pytest.fixture
 def shard(variant):
     return Shard(variant)
@@ -239,6 +247,46 @@ def test_the_keys_that_were_used_last(variant):
     for count in (b"0", b"-1", b"10001"):
         assert shard(b"recent", count)[1].startswith(b"ERR value is out of range")
     assert shard(b"recent", b"x")[1] == b"ERR value is not an integer or out of range"
+    shard.store.check()
+
+
+def test_the_seconds_since_the_last_use(variant):
+    shard = Shard(variant)
+
+    def idle(key):
+        return shard(b"object", b"IdleTime", key)
+
+    shard.store.replay(record_of([b"set", b"old", b"v"]))
+    shard.store.now = start = 1_700_000_000_500
+    assert idle(b"old") == (0, b"0")  # from the load on
+    shard(b"set", b"k", b"v")
+    shard(b"zadd", b"z", b"1", b"m")
+    shard.store.now = start + 999
+    assert idle(b"k") == (0, b"0")
+    shard.store.now = start + 3000
+    shard(b"type", b"k")  # no use, nor was asking
+    assert (idle(b"k"), idle(b"z"), idle(b"old"), idle(b"no")) == ((0, b"3"), (0, b"3"), (0, b"3"), NONE)
+    shard(b"get", b"k")
+    shard(b"rename", b"z", b"y")
+    shard(b"copy", b"old", b"copied")
+    shard.store.commit()
+    shard.store.now = start + 5000
+    assert [idle(key) for key in (b"k", b"y", b"old", b"copied")] == [(0, b"2")] * 4
+    shard(b"del", b"k")
+    assert idle(b"k") == NONE
+    shard.store.now = start + 9000
+    shard.store.expire(1)
+    shard.store.rollback()  # what is put back is used by that
+    assert (idle(b"k"), idle(b"y")) == ((0, b"0"), (0, b"6"))
+    shard.store.now = start - 3_600_000  # a clock that is set back: no time has passed
+    assert (idle(b"k"), idle(b"y")) == ((0, b"0"), (0, b"6"))
+    shard(b"get", b"k")
+    shard.store.now += 2000
+    assert (idle(b"k"), idle(b"y")) == ((0, b"2"), (0, b"8"))
+    shard(b"pexpire", b"k", b"1")
+    shard.store.now += 1
+    assert idle(b"k") == NONE
+    assert shard(b"object", b"freq", b"y")[1].startswith(b"ERR An LFU maxmemory policy is not selected")
     shard.store.check()
 
 
@@ -657,7 +705,7 @@ def test_memory_without_eviction(variant):
     assert shard(b"get", b"k0") == (0, b"y" * 400)
     assert shard(b"set", b"k0", b"x" * 30_000) == error(commands.TOO_LARGE)
     assert shard(b"zadd", b"z", b"1", b"x" * 30_000) == error(commands.TOO_LARGE)
-    assert shard(b"del", b"k1") == OK
+    assert shard(b"unlink", b"k1", b"k2") == (0, b"2")
     assert shard(b"zadd", b"z", b"1", b"m") == OK
     number = 0
     while (reply := shard(b"zadd", b"z", b"1", b"%d" % number)) == OK:
