@@ -259,8 +259,8 @@ _ANY_KEYS = (
         keys=(1, 2, 1),
     ),
     _data(
-        "object ENCODING|REFCOUNT key",
-        "how key is kept",
+        "object ENCODING|REFCOUNT|IDLETIME key",
+        "how key is kept; the seconds since its last use",
         3,
         keys=(2, 2, 1),
     ),

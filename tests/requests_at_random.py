@@ -212,7 +212,7 @@ class Requests:
         return [self.key(), self.key(), *self.some([b"REPLACE"])]
 
     def of_object(self) -> list[bytes]:
-        return [b"refcount", self.key()]
+        return [self.dice.choice([b"refcount", b"idletime", b"IDLETIME", b"freq"]), self.key()]
 
     def of_dbsize(self) -> list[bytes]:
         return []

@@ -147,6 +147,11 @@ class KeyCommands(Commands[AnyStr]):
         return Request(optional_integer, b"object", "refcount", key)
 
     @repeatable
+    def object_idletime(self, key: Token) -> Request[int | None]:
+        """Return the seconds since the last use of ``key``, or None. It may be up to 1/256 too much."""
+        return Request(optional_integer, b"object", "idletime", key)
+
+    @repeatable
     def dbsize(self) -> Request[int]:
         """Return how many keys there are in all."""
         return Request(integer, b"dbsize")

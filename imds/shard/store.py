@@ -5,9 +5,9 @@ What always holds (:meth:`UnifiedStore.check` asserts what can be asserted after
 * A key holds a string (bytes) or a sorted set that has a member; never an empty set.
 * The table is in the order of use: a command that finds its key makes it the most recently used, whatever
   it then answers. Eviction takes the least recently used key other than the command's own.
-* ``_last`` has, for each key of the table, the second of its last use by a clock that begins with the first time
-  that the store is told, and goes on as far as ``now`` does: what ``now`` falls back by is no time. So seconds
-  never fall in the order of use, and a key that was replayed has the second 0.
+* ``_last`` has the second of each key's last use, by a clock that begins with the first time that the store
+  is told, and goes on as ``now`` does: when that falls back, no time has passed. So seconds never fall in
+  the order of use, and what was replayed has the second 0.
 * ``used`` is the sum of what keys and values are counted with, kept in O(1) by each change.
 * An effect is in the log, and what it replaced in the undo list, in the order in which effects were
   applied; an eviction stands before the write that needed its room. A command that answers an error, and
@@ -69,7 +69,7 @@ from imds.shard.record import RecordEncoder, each_record, pack_effects, split_ef
 from imds.shard.sortedset import SortedSet
 
 # Bytes that CPython takes (measured by tracemalloc over 10^5 keys, as tests/shard/test_store.py does).
-KEY_COST = 168  # the key's bytes object without its text, its entry in two dicts and the list of the OrderedDict
+KEY_COST = 168  # the key's bytes object without its text, its entry in OrderedDict, its list, and a dict
 VALUE_COST = 40  # the value's bytes object without its text, with what the allocator rounds up
 DEADLINE_COST = 200  # an entry of a dict, a number, a pair in a heap
 

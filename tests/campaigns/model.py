@@ -98,6 +98,7 @@ class Model:
         self.evict = evict
         self.data: OrderedDict[bytes, Value] = OrderedDict()  # in the order of use
         self.deadlines: dict[bytes, int] = {}  # milliseconds since 1970
+        self.used: dict[bytes, int] = {}  # when keys were used last, in milliseconds since 1970
         self.now = 0
         self._effects: list[Tokens] = []  # of the command that is being run
 
@@ -105,6 +106,7 @@ class Model:
         twin = Model(self.capacity, self.evict)
         twin.data.update((key, dict(v) if isinstance(v, dict) else v) for key, v in self.data.items())
         twin.deadlines.update(self.deadlines)
+        twin.used.update(self.used)
         twin.now = self.now
         return twin
 
@@ -195,8 +197,19 @@ class Model:
     def find(self, key: bytes) -> Value | None:
         """Return what the key holds, and make it the most recently used."""
         if key in self.data:
-            self.data.move_to_end(key)
+            self._use(key)
         return self.data.get(key)
+
+    def idle(self, key: bytes) -> Callable[[Reply], bool]:
+        """Return what tells whether these are the seconds since the key's last use.
+
+        They may be too few: a shard that takes a batch back counts that as use. A key that has not been used
+        here was loaded at a time that is not known here.
+        """
+
+        seconds = (self.now - self.used.get(key, 0)) // 1000
+        most = 1 + seconds + seconds // 256
+        return lambda reply: reply[0] == 0 and reply[1].isdigit() and int(reply[1]) <= most
 
     def string(self, key: bytes) -> bytes | None:
         value = self.find(key)
@@ -290,6 +303,7 @@ class Model:
                 self.data.pop(rest[0], None)
                 self.data[rest[0]] = self.data.pop(key)
                 self._time(rest[0], self.deadlines.pop(key, 0))
+                self._use(rest[0])
                 continue
             else:
                 members = self.data.setdefault(key, {})
@@ -303,7 +317,11 @@ class Model:
                         del self.data[key]
                         self.deadlines.pop(key, None)
                         continue
-            self.data.move_to_end(key)
+            self._use(key)
+
+    def _use(self, key: bytes) -> None:
+        self.data.move_to_end(key)
+        self.used[key] = self.now
 
     def _time(self, key: bytes, when: int) -> None:
         self.deadlines.pop(key, None)

@@ -236,9 +236,11 @@ def type_(model: Model, key: bytes) -> Answer:
 @command
 def object_(model: Model, asked: bytes, key: bytes) -> Answer:
     words = {b"encoding": {bytes: b"raw", dict: b"skiplist"}, b"refcount": {bytes: b"1", dict: b"1"}}
+    kind = model.kind(key)
+    if asked.lower() == b"idletime":
+        return model.idle(key) if kind else None
     if asked.lower() not in words:
         raise Wrong("ERR unknown subcommand")
-    kind = model.kind(key)
     return words[asked.lower()][kind] if kind else None
 
 

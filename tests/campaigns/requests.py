@@ -161,7 +161,7 @@ class Anything(AtRandom):
         return b"%d" % (self.now + 5) if self.lasting and when == b"%d" % (self.now - 100) else when
 
     def of_object(self) -> list[bytes]:
-        return [self.dice.choice((b"refcount", b"encoding", b"x")), self.key()]
+        return [self.dice.choice((b"refcount", b"encoding", b"idletime", b"x")), self.key()]
 
     def of_zrandmember(self) -> list[bytes]:
         return [self.key(), *self.dice.choice(([], [self.integer()], [b"-3", b"withscores"]))]

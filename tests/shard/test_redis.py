@@ -33,22 +33,26 @@ USES = """
 
 
 def test_what_counts_as_use(variant, redis):
-    """Redis has the time of a key's last use, we the order of use."""
+    """It makes a key the last in the order of use, and its idle time 0."""
     lines = [line.split() for line in USES.encode().split(b",")]
     keys = [b"key%d" % number for number in range(len(lines))]
     shard = Shard(variant)
+    shard.store.now = time.time_ns() // 1_000_000
     redis([b"flushall"])
     for line, key in zip(lines, keys, strict=True):
         made = [b"zadd", key, b"1", b"m"] if b"z" in line else [b"set", key, b"123456"]
         shard(*made)
         redis(made)
     time.sleep(2.2)
+    shard.store.now = time.time_ns() // 1_000_000
     for line, key in zip(lines, keys, strict=True):
         tokens = [key if token in (b"s", b"z") and token != line[0] else token for token in line]
         shard(b"set", b"other", b"")
         shard(*tokens)
         redis(tokens)
-        assert (shard.order()[-1] == key) == (redis([b"object", b"idletime", key]) < 2), line
+        idle = redis([b"object", b"idletime", key])
+        assert (shard.order()[-1] == key) == (idle < 2), line
+        assert (shard.store.idle(key) < 2) == (idle < 2), line
 
 
 @pytest.mark.timeout(0)

@@ -79,7 +79,7 @@ def test_hint(line, expected):
         ("set k v", "E", ["EX", "EXAT"]),
         ("set k v ex", "", []),
         ("set k v xx", "x", []),
-        ("object", "", ["encoding", "refcount"]),
+        ("object", "", ["encoding", "refcount", "idletime"]),
         ("scan 0 type", "z", ["zset"]),
         ("zadd k", "i", ["incr"]),
         ("zadd k 1", "", []),
