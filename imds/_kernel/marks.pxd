@@ -12,8 +12,9 @@ runs back. What always holds (:func:`ring_flaw` looks for the first breach):
     floor 2 |  a  b  [5]  c  [9]  d  e  f      from the least recently used; c was used at 5 or later, by 9
 
 A store adds a mark before the first use in each second, and after MARK_EVERY uses: the second of the nearest mark in front
-of an entry is that of its last use then, and not many steps away. Old marks are taken out again, so that they stay few.
-Each new one has two others looked at, by a hand that goes round from the newest to the oldest. A mark goes:
+of an entry is that of its last use then, and not many steps away. Old marks are taken out again, so that they stay few:
+while there are more than FEW, and one for SHARE entries, each new one has two others looked at, by a hand that goes
+round from the newest to the oldest. A mark goes:
 
 * if another one follows at once, or nothing is in front of it (``floor`` says the same then);
 * if fewer than SPARSE entries are between its neighbours, and the time between those is at most 1/256 of what has passed
@@ -34,6 +35,8 @@ cdef enum:
     IS_MARK = 0x80000000  # in ``extra``
     MARK_EVERY = 8192     # uses, after which there is another mark though no second has passed
     SPARSE = 64
+    FEW = 64
+    SHARE = 256
 
 ctypedef struct Mark:
     Item item  # ``size`` is the second
@@ -131,8 +134,11 @@ cdef inline void _look(Marks *marks, const Item *ring, uint32_t second) noexcept
         mark_free(marks, mark)
 
 
-cdef inline void marks_add(Marks *marks, Item *ring, uint32_t second) noexcept nogil:
-    """Note that all that is used from now on is used in this second or later. Without memory nothing happens."""
+cdef inline void marks_add(Marks *marks, Item *ring, uint32_t second, size_t entries) noexcept nogil:
+    """Note that all that is used from now on is used in this second or later. Without memory nothing happens.
+
+    ``entries``: how many are in the ring.
+    """
     cdef Mark *mark
     if ring.next == ring:
         marks.floor = second
@@ -154,8 +160,9 @@ cdef inline void marks_add(Marks *marks, Item *ring, uint32_t second) noexcept n
     marks.newest = mark
     marks.count += 1
     ring_add(ring, &mark.item)
-    _look(marks, ring, second)
-    _look(marks, ring, second)
+    if marks.count > FEW + entries // SHARE:  # most looks wait for memory, SPARSE times; so not without need
+        _look(marks, ring, second)
+        _look(marks, ring, second)
 
 
 cdef inline const char *ring_flaw(const Marks *marks, const Item *ring, uint32_t second) noexcept nogil:

@@ -2117,14 +2117,14 @@ cdef class UnifiedStore(Executor):
         self._seen = self.now
         if self._second != marks_latest(&self._marks) or self._uses >= MARK_EVERY:
             self._uses = 0
-            marks_add(&self._marks, &self._ring, self._second)
+            marks_add(&self._marks, &self._ring, self._second, self._table.count)
 
     cdef inline void _count_use(self) noexcept:
         """Count a use that is not one request's only one; with many there is a mark among them."""
         self._uses += 1
         if self._uses >= MARK_EVERY:
             self._uses = 0
-            marks_add(&self._marks, &self._ring, self._second)
+            marks_add(&self._marks, &self._ring, self._second, self._table.count)
 
     def idle(self, bytes key not None):
         """Return the seconds since the key's last use."""

@@ -20,6 +20,7 @@ from imds.protocol import encode_request
 START = 1_700_000_000_000
 SPARSE = 64  # as imds/_kernel/marks.pxd has it
 MARK_EVERY = 8192
+FEW = 64
 # Answers that may differ, or come in the store's own order.
 OWN = (b"object", b"keys", b"zscan", b"zrandmember")
 
@@ -150,7 +151,7 @@ def test_one_key_that_is_used_for_ever():
     for second in range(2000):
         stores[0].now = START + second * 1000
         run(stores, [b"set", b"k", b"v"])
-        assert len(kernel.marks_of(stores[0])) < 5
+        assert len(kernel.marks_of(stores[0])) <= FEW + 2
     assert stores[0].idle(b"k") == 0
 
 
