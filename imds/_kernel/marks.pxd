@@ -21,8 +21,8 @@ round from the newest to the oldest. A mark goes:
   since.
 
 So the second that is found for an entry is never later than that of its use, and the idle time by it at most 1/256 more
-than the true one. There are at most about as many marks as entries / (SPARSE / 2), and some thousands that are kept for
-being far apart in time; most often far fewer.
+than the true one. At most there are about entries / (SPARSE / 2) marks, and some thousands that are kept for being far
+apart in time. Under load there are about entries / SHARE.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -33,10 +33,10 @@ from imds._kernel.table cimport Item
 
 cdef enum:
     IS_MARK = 0x80000000  # in ``extra``
-    MARK_EVERY = 8192     # uses, after which there is another mark though no second has passed
+    MARK_EVERY = 4096     # uses, after which there is another mark though no second has passed
     SPARSE = 64
     FEW = 64
-    SHARE = 256
+    SHARE = 128
 
 ctypedef struct Mark:
     Item item  # ``size`` is the second
