@@ -1,6 +1,6 @@
 """The keys that are used most, by samples of the order of use.
 
-A shard keeps its keys in the order of use, without times and counts; ``recent`` tells its last keys, and does
+A shard keeps its keys in the order of use, without counts; ``recent`` tells its last keys, and does
 not count as use. Looked at again and again:
 
 * ``last`` is the share of the looks at which a key was the one that its shard had used last. If one use does

@@ -179,7 +179,7 @@ def test_eviction_takes_the_marks_that_it_meets():
     store.check()
 
 
-def test_without_memory_for_a_mark_times_are_only_longer():
+def test_where_a_mark_cannot_be_allocated_times_are_longer():
     for n in range(1, 4):
         stores = pair()
         two = stores[1]
