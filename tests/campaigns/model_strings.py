@@ -28,25 +28,24 @@ def get(model: Model, key: bytes) -> Answer:
 @command
 def set_(model: Model, key: bytes, value: bytes, *options: bytes) -> Answer:
     words = [option.upper() for option in options]
-    deadline: int | None = 0
+    expiry: tuple[bytes, bytes] | None = None
     chosen = set()
     while words:
         word = words.pop(0)
-        if word in STEPS and words and deadline == 0:
-            deadline = moment(model, word, words.pop(0))
-        elif word == b"KEEPTTL" and deadline == 0:
-            deadline = None
-        elif word in (b"NX", b"XX", b"GET"):
+        if word in STEPS and words and expiry is None:
+            expiry = word, words.pop(0)
+        elif word in (b"NX", b"XX", b"GET", b"KEEPTTL"):
             chosen.add(word)
         else:
             raise Wrong("ERR syntax error")
-    if {b"NX", b"XX"} <= chosen:
+    if {b"NX", b"XX"} <= chosen or (expiry and b"KEEPTTL" in chosen):
         raise Wrong("ERR syntax error")
+    deadline = moment(model, *expiry) if expiry else 0
     old = model.string(key) if b"GET" in chosen else None
     there = model.find(key) is not None
     if (b"NX" in chosen and there) or (b"XX" in chosen and not there):
         return old
-    model.put(key, value, model.deadlines.get(key, 0) if deadline is None else deadline)
+    model.put(key, value, model.deadlines.get(key, 0) if b"KEEPTTL" in chosen else deadline)
     return old if b"GET" in chosen else b"OK"
 
 
