@@ -67,7 +67,7 @@ from imds.storage import Storage, write_all
 Entries = Iterable[tuple[bytes, bytes | list[tuple[float, bytes]], int]]
 
 _FLUSH = 1 << 16  # bytes of records that wait for one write, held twice beside the data
-_READ = 1 << 17  # bytes of a log that are folded at a time: they are held beside the data
+_READ = 1 << 16  # bytes of a log that are folded at a time: they are held beside the data
 # Bytes between two syncs of a base that is being written: a single sync at its end would have the
 # disk write it all at once, and the log's own syncs wait behind that.
 _SYNC_STEP = 4 << 20
