@@ -137,6 +137,7 @@ def test_who_waits_on_a_killed_shard_waits_on_in_order(server: Callable[..., Ser
     talk.wait_blocked(1)
     second.send(f"bzpopmin {key} 0")
     talk.wait_blocked(2)
+    assert talk(f"get {key}") is None  # the shard has got what was sent before: its stream is ordered
     shard = one.shard(0)
     os.kill(shard.pid, signal.SIGSTOP)  # so that it does nothing of what follows
     late.send(f"zadd {key} 1 never", f"bzpopmin {key} 0", f"get {other}")
