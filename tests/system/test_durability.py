@@ -170,7 +170,7 @@ def fill_and_recover(one: Server, make_room: Callable[[], None], code: str) -> N
     # A pipeline in which reads stand between the refused writes.
     sock, key = one.connect(), next(iter(disk.kept))
     shard = one.slots.shard_of(key)
-    until("this shard too", lambda: client.execute(b"set", b"more" + key, disk.value)[0] == ERROR)
+    until("this shard too", lambda: client.execute(b"set", b"{%b}more" % key, disk.value)[0] == ERROR)
     sock.sendall(
         (request(b"set", key, b"new") + request(b"get", key)) * 10
         + request(b"zadd", b"{%b}z" % key, b"1", b"m")
@@ -190,7 +190,7 @@ def fill_and_recover(one: Server, make_room: Callable[[], None], code: str) -> N
     one.kill()
     one.start("--shards", "2")
     client = one.client()
-    client.delete(b"more" + key)
+    client.delete(b"{%b}more" % key)
     disk.check(client)
     one.stop()
 
