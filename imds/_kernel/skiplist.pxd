@@ -418,8 +418,8 @@ cdef inline void _paths(
     cdef uint32_t level = zset.height
     cdef double old = node.second.score
     cdef const uint8_t *member = key_of(node)
-    cdef Link *link = link_of(here, level)
-    cdef Link *other_link = link
+    cdef Link *link
+    cdef Link *other_link
     cdef bint on, other_on
     while level:
         link = link_of(here, level)

@@ -2116,15 +2116,17 @@ cdef class UnifiedStore(Executor):
             self._second = <uint32_t>min(self._clock // 1000, <uint64_t>0xFFFFFFFF)  # 136 years
         self._seen = self.now
         if self._second != marks_latest(&self._marks) or self._uses >= MARK_EVERY:
-            self._uses = 0
-            marks_add(&self._marks, &self._ring, self._second, self._table.count)
+            self._mark()
+
+    cdef void _mark(self) noexcept:
+        self._uses = 0
+        marks_add(&self._marks, &self._ring, self._second, self._table.count)
 
     cdef inline void _count_use(self) noexcept:
         """Count a use that is not one request's only one; with many there is a mark among them."""
         self._uses += 1
         if self._uses >= MARK_EVERY:
-            self._uses = 0
-            marks_add(&self._marks, &self._ring, self._second, self._table.count)
+            self._mark()
 
     def idle(self, bytes key not None):
         """Return the seconds since the key's last use."""

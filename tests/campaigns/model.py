@@ -206,7 +206,6 @@ class Model:
         They may be too few: a shard that takes a batch back counts that as use. A key that has not been used
         here was loaded at a time that is not known here.
         """
-
         seconds = (self.now - self.used.get(key, 0)) // 1000
         most = 1 + seconds + seconds // 256
         return lambda reply: reply[0] == 0 and reply[1].isdigit() and int(reply[1]) <= most
