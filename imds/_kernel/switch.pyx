@@ -107,6 +107,7 @@ cdef object EPOLL = getattr(selectors, "EpollSelector", None)
 cdef size_t RECEIVE = _twin.RECEIVE
 cdef size_t RECEIVE_LINK = _twin.RECEIVE_LINK
 cdef double TURN = _rounds.TURN
+cdef int GATHER_ROUNDS = _turns.GATHER_ROUNDS
 cdef uint64_t SLOT_MASK = _hashslots.SLOTS - 1
 assert _hashslots.SLOTS & (_hashslots.SLOTS - 1) == 0
 
@@ -293,6 +294,7 @@ cdef class Switch:
     cdef public list held
     cdef public double held_until
     cdef public bint stuck
+    cdef public int gathers
     cdef bytes _owners_kept
     cdef const uint8_t *_owners
     cdef uint64_t _seed
@@ -1027,20 +1029,28 @@ cdef class Switch:
     # -- a turn of the router's loop -------------------------------------------------------------------
 
     cdef int _round(
-        self, int poll, int milliseconds, Py_ssize_t window, size_t hold, double wait, News news
+        self,
+        int poll,
+        int milliseconds,
+        Py_ssize_t window,
+        size_t gather,
+        size_t hold,
+        double wait,
+        News news,
     ) except -1:
-        """Wait, receive, send; see ``turn``, below. Returns whether anything had come."""
+        """Wait, receive, send; see ``turn``, below. Returns whether there was anything to do."""
         cdef PollEvent[EVENTS] events
-        cdef int count, index, fd, mask, shard
+        cdef int count, index, fd, mask
+        cdef int readable = 0
+        cdef bint gathered = self.gathers > 0
         cdef object known
         cdef Client client
-        cdef Link *link
         cdef list answered = []
         cdef list held
         if PyList_GET_SIZE(self.held):
             index = <int>(wait * 1000 + 0.999)
             milliseconds = index if milliseconds < 0 or index < milliseconds else milliseconds
-        count = poll_gather(poll, events, EVENTS, milliseconds)
+        count = poll_gather(poll, events, EVENTS, 0 if gathered else milliseconds)
         for index in range(count):
             fd = poll_fd(&events[index])
             mask = poll_selected(&events[index])
@@ -1049,12 +1059,42 @@ cdef class Switch:
                 client = <Client>known
                 if client.plain:
                     self._receive_plain(client, window, news.ended, news.changed, news.questions)
+                    readable += 1
                     continue
             elif known is not None:
                 if mask & READ:
                     self._receive_ready(<int>known, fd, news, answered)
                 continue
             news.events.append((fd, mask))
+        if readable > 1 and self._waiting() < gather and self.gathers < GATHER_ROUNDS and not news.any():
+            self.gathers += 1
+        else:
+            self.gathers = 0
+            self._flush_links(news)
+        if PyList_GET_SIZE(answered):
+            held = [] if hold else None
+            self._flush_plain(answered, hold, news.changed, held)
+            if held:
+                if not self.held:
+                    self.held_until = poll_clock() + wait
+                self.held += held
+        if PyList_GET_SIZE(self.held) and poll_clock() >= self.held_until:
+            held, self.held = self.held, []
+            self._flush_plain(held, 0, news.changed, None)
+        return count > 0 or gathered
+
+    cdef size_t _waiting(self) noexcept:
+        """Return the bytes that wait for all shards."""
+        cdef size_t size = 0
+        cdef int shard
+        for shard in range(self.shards):
+            size += stream_size(&self._links[shard].out)
+        return size
+
+    cdef int _flush_links(self, News news) except -1:
+        """Send each shard what waits for it."""
+        cdef Link *link
+        cdef int shard
         news.unsent, self.stuck = self.stuck, False
         for shard in range(self.shards):
             link = &self._links[shard]
@@ -1066,17 +1106,7 @@ cdef class Switch:
                     continue
                 if stream_size(&link.out):
                     news.unsent = self.stuck = True
-        if PyList_GET_SIZE(answered):
-            held = [] if hold else None
-            self._flush_plain(answered, hold, news.changed, held)
-            if held:
-                if not self.held:
-                    self.held_until = poll_clock() + wait
-                self.held += held
-        if PyList_GET_SIZE(self.held) and poll_clock() >= self.held_until:
-            held, self.held = self.held, []
-            self._flush_plain(held, 0, news.changed, None)
-        return count > 0
+        return 0
 
     cdef int _receive_ready(self, int shard, int fd, News news, list answered) except -1:
         """Receive from a link that is readable, as ``receive_link`` does."""
@@ -1179,17 +1209,25 @@ cdef class News:
         )
 
 
-def turn(Switch switch not None, selector, timeout, Py_ssize_t window, size_t hold, double wait):
+def turn(
+    Switch switch not None,
+    selector,
+    timeout,
+    Py_ssize_t window,
+    size_t gather,
+    size_t hold,
+    double wait,
+):
     """Take one turn of the router's loop; see the twin in ``imds/router/turns.py``."""
     cdef int poll
     cdef Rounds rounds
     cdef News news
     if not HAVE_EPOLL or type(selector) is not EPOLL:
-        return _turns.turn(switch, selector, timeout, window, hold, wait)
+        return _turns.turn(switch, selector, timeout, window, gather, hold, wait)
     news = News.__new__(News)
     poll = selector.fileno()
     rounds = rounds_begin(poll_milliseconds(timeout), TURN)
-    while switch._round(poll, rounds.milliseconds, window, hold, wait, news) and not news.any():
+    while switch._round(poll, rounds.milliseconds, window, gather, hold, wait, news) and not news.any():
         if not rounds_go_on(&rounds):
             break
     return news if news.any() else None

@@ -47,6 +47,9 @@ BACKLOG_LIMIT = 1 << 20  # bytes waiting for a shard above which clients that ad
 # this, unless they are as much as this: one send for the whole turn is much cheaper than one for each shard.
 HOLD = 0.001  # seconds
 HOLD_BYTES = 16 << 10
+# Requests of several clients wait for those of others that have arrived meanwhile, until they are as much as
+# this or there are none: a shard then wakes up for more of them.
+GATHER = 4 << 10
 ACCEPTS = 64  # connections accepted per wake-up
 LINGER = 2.0  # seconds
 LINGER_DRAINING = 0.2  # seconds: an idle client must not hold up a stop
@@ -127,7 +130,7 @@ class Router:
         self._accept(True)
         self.channel.send("ready")
         while True:
-            news = turn(self._switch, selector, self._timeout(), WINDOW, HOLD_BYTES, HOLD)
+            news = turn(self._switch, selector, self._timeout(), WINDOW, GATHER, HOLD_BYTES, HOLD)
             if news is not None:
                 self._act_on(news)
             if self._dirty:

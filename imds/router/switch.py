@@ -199,8 +199,9 @@ class Switch:
     ``first_ticket``: of every stream; the shards only echo tickets.
 
     ``by_fd`` finds, by their descriptor, the clients and, by its number, a shard's link. ``held``,
-    ``held_until`` (of ``time.monotonic()``) and ``stuck`` belong to the turns: clients with part of a turn's
-    replies, and whether a link's socket did not take everything in the last turn.
+    ``held_until`` (of ``time.monotonic()``), ``stuck`` and ``gathers`` belong to the turns: clients with part
+    of a turn's replies, whether a link's socket did not take everything when it was last tried, and how
+    many rounds have kept requests back since.
     """
 
     def __init__(
@@ -225,6 +226,7 @@ class Switch:
         self.held: list[Client] = []
         self.held_until = 0.0
         self.stuck = False
+        self.gathers = 0
         self._heads = _heads(max_tokens)
 
     # -- clients ----------------------------------------------------------------------------------

@@ -6,6 +6,10 @@
            -> every readable shard:  receive (merge in order)
            -> one send for each shard -> one send for each client with output
 
+A round that has received from several clients keeps what it has for the shards, if that is little, and the
+next one does not wait: whoever has asked meanwhile is sent along. GATHER_ROUNDS in succession do so at most:
+clients that send without end, and never a whole request, delay nobody.
+
 What is policy, and what happens seldom, is left to the router, as :class:`News`. Where there is none, the
 turn goes on with the next round, until rounds.TURN after its first one: what the router looks at once in a
 turn is looked at often enough.
@@ -23,6 +27,8 @@ from typing import Any
 
 from imds.rounds import Rounds
 from imds.router.switch import Asked, Client, LinkError, Switch
+
+GATHER_ROUNDS = 8
 
 
 class News:
@@ -55,16 +61,23 @@ class News:
 
 
 def turn(
-    switch: Switch, selector: BaseSelector, timeout: float | None, window: int, hold: int, wait: float
+    switch: Switch,
+    selector: BaseSelector,
+    timeout: float | None,
+    window: int,
+    gather: int,
+    hold: int,
+    wait: float,
 ) -> News | None:
     """Wait for ``timeout`` seconds at most (None: for ever), act on what came, return what is left to do.
 
-    The selector has every client and link by its descriptor. ``window`` is that of ``receive_all``. Replies
-    that stop in the midst of a turn, and are under ``hold`` bytes, are held back for ``wait`` seconds.
+    The selector has every client and link by its descriptor. ``window`` is that of ``receive_all``. Requests
+    of several clients are gathered while they are under ``gather`` bytes. Replies that stop in the midst of a
+    turn, and are under ``hold`` bytes, are held back for ``wait`` seconds.
     """
     news = News()
     rounds = Rounds(timeout)
-    while _round(switch, selector, timeout, window, hold, wait, news) and not news:
+    while _round(switch, selector, timeout, window, gather, hold, wait, news) and not news:
         timeout = rounds.left()
         if timeout <= 0:
             break
@@ -76,16 +89,18 @@ def _round(
     selector: BaseSelector,
     timeout: float | None,
     window: int,
+    gather: int,
     hold: int,
     wait: float,
     news: News,
 ) -> bool:
-    """Wait, receive, send; return whether anything had come."""
+    """Wait, receive, send; return whether there was anything to do."""
     if switch.held:
         timeout = wait if timeout is None else min(wait, timeout)
     readable: list[Client] = []
     answered: list[Client] = []
-    events = selector.select(timeout)
+    gathered = switch.gathers > 0
+    events = selector.select(0 if gathered else timeout)
     for key, mask in events:
         known = switch.by_fd.get(key.fd)
         if isinstance(known, int):
@@ -97,6 +112,18 @@ def _round(
             news.events.append((key.fd, mask))
     if readable:
         news.ended, news.changed, news.questions = switch.receive_all(readable, window)
+    waiting = sum(map(switch.backlog, range(switch.shards)))
+    if len(readable) > 1 and waiting < gather and switch.gathers < GATHER_ROUNDS and not news:
+        switch.gathers += 1
+    else:
+        switch.gathers = 0
+        _flush_links(switch, news)
+    _flush(switch, answered, news, hold, wait)
+    return bool(events) or gathered
+
+
+def _flush_links(switch: Switch, news: News) -> None:
+    """Send each shard what waits for it."""
     news.unsent, switch.stuck = switch.stuck, False
     for shard, fd in switch.unsent():
         try:
@@ -104,8 +131,6 @@ def _round(
                 news.unsent = switch.stuck = True
         except OSError:
             news.broken.append((shard, None))
-    _flush(switch, answered, news, hold, wait)
-    return bool(events)
 
 
 def _receive_link(switch: Switch, shard: int, fd: int, news: News, answered: list[Client]) -> None:

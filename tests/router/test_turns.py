@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from switch_model import Wire, request, shard_reply, slot_map
 
-from imds.envelope import REPLY, envelopes
+from imds.envelope import REPLY, REQUEST, envelopes
 from imds.protocol import split_request
 from imds.router import turns as twin
 from imds.router.switch import LinkError
@@ -46,8 +46,8 @@ class Loop:
         client.plain = True
         return client, wire
 
-    def turn(self, timeout: float | None = 0, hold: int = 0, wait: float = 0.001) -> Any:
-        return self.turn_(self.switch, self.selector, timeout, WINDOW, hold, wait)
+    def turn(self, timeout: float | None = 0, gather: int = 0, hold: int = 0, wait: float = 0.001) -> Any:
+        return self.turn_(self.switch, self.selector, timeout, WINDOW, gather, hold, wait)
 
     def serve(self, shard: int) -> int:
         """Answer what the shard's socket has; return how many requests that were."""
@@ -165,6 +165,53 @@ def test_a_link_that_does_not_take_everything(loop: Loop) -> None:
     assert not loop.switch.stuck
     assert loop.turn() is None
     assert client.inflight
+
+
+def test_requests_of_several_clients_are_gathered(loop: Loop) -> None:
+    clients = [loop.client() for _ in range(4)]
+    get = request(b"get", loop.keys[0])
+    for _, wire in clients[:2]:
+        wire.give(get)
+    assert loop.turn(gather=1000) is None
+    assert loop.switch.gathers
+    assert not loop.shards[0].take()
+    for _, wire in clients[2:]:
+        wire.give(get)
+    assert loop.turn(gather=1000) is None
+    assert loop.turn(None, gather=1000) is None  # with nobody else to come, it does not wait, and sends
+    assert not loop.switch.gathers
+    assert loop.serve(0) == 4
+    assert loop.turn() is None
+    assert [wire.take() for _, wire in clients] == [shard_reply(0, get)] * 4
+
+
+@pytest.mark.parametrize("why", ["one client", "enough", "news", "no gathering"])
+def test_requests_that_are_sent_at_once(loop: Loop, why: str) -> None:
+    get = request(b"get", loop.keys[0])
+    clients = [loop.client() for _ in range(3)]
+    for _, wire in clients[: 1 if why == "one client" else 2]:
+        wire.give(get)
+    if why == "news":
+        clients[2][1].give(request(b"stats"))
+    size = 2 * (len(get) + REQUEST.size)
+    news = loop.turn(gather={"enough": size, "no gathering": 0}.get(why, size + 1))
+    assert (news is not None) == (why == "news")
+    assert not loop.switch.gathers
+    assert loop.serve(0) == (1 if why == "one client" else 2)
+
+
+def test_who_never_ends_a_request_delays_nobody(loop: Loop) -> None:
+    asking, *slow = (loop.client() for _ in range(3))
+    get = request(b"get", loop.keys[0])
+    asking[1].give(get)
+    for turns in range(100):
+        for _, wire in slow:
+            wire.give(request(b"set", loop.keys[0], b"x" * 1000)[turns : turns + 1])
+        assert loop.turn(gather=1000) is None
+        if not loop.switch.gathers:
+            break
+    assert turns == twin.GATHER_ROUNDS
+    assert loop.serve(0) == 1
 
 
 def test_part_of_a_turns_replies_waits_for_the_rest_but_not_for_long(loop: Loop) -> None:
