@@ -14,6 +14,7 @@ side is gone: a child then stops.
                            answered {number, peer, there} · drain
     shard -> supervisor    loading {done, total, records, left} · ready {keys, seconds} · refused {reason}
                            rewrite {at_once} · switched · rewritten {error}
+    supervisor -> rewriter fold {shard, directory, generation}
     rewriter -> supervisor folded {base} · failed {reason}
     router -> supervisor   ready · distrust {shard} · configure {changes}
                            ask {number} + 1 fd for each other router · answered {router, number}

@@ -87,11 +87,17 @@ class Child:
     def name(self) -> str:
         return f"{self.role} {self.index}"
 
+    @property
+    def idle(self) -> bool:
+        """Whether a rewriter may be given work: it has none, or is not there."""
+        return self.process is None or self.ready
+
     def start(self, init: dict[str, Any], keep: Sequence[int]) -> None:
         """Start the process with ``init`` as its standard input; it inherits the descriptors ``keep``."""
         self.channel, theirs = Channel.pair()
         script = str(Path(__file__).with_name("child.py"))
-        command = [sys.executable, "-P", script, f"imds-{self.role}-{self.index}"]
+        name = f"imds-{self.role}" if self.role == "rewriter" else f"imds-{self.role}-{self.index}"
+        command = [sys.executable, "-P", script, name]
         # Inherited by the child: a signal to the whole group waits until the child can tell what to do.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
@@ -128,7 +134,7 @@ class Supervisor:
         self._listeners = listeners  # of each router
         self._shards = [Child("shard", index) for index in range(config.shards)]
         self._routers = [Child("router", index) for index in range(config.routers)]
-        self._rewriter = Child("rewriter", 0)  # has the number of the shard whose log it folds
+        self._rewriter = Child("rewriter", 0)  # has the number of the shard whose log it folds, or last did
         self._rewrites = Rewrites()
         self._selector = selectors.DefaultSelector()
         self._signals = Signals([*STOP_SIGNALS, signal.SIGCHLD])
@@ -170,24 +176,26 @@ class Supervisor:
             if child.process is None and not child.lost
         ]
         rewrite = self._rewrites.wait(now)
-        if rewrite is not None and self._rewriter.process is None:
+        if rewrite is not None and self._rewriter.idle:
             waits.append(rewrite)
         return min(waits, default=None)
 
-    def _start_at_log(self, child: Child, shard: int) -> None:
-        """Start a process that works on a shard's log."""
+    def _start_at_log(self, child: Child) -> None:
+        """Start a process that works on the log of shard number ``child.index``."""
+        init = {"config": configuration.to_json(self._config), **self._log_of(child.index)}
+        child.start(init, [self._directory.lock_fd])
+        self._watch(child)
+
+    def _log_of(self, shard: int) -> dict[str, Any]:
         directory = self._directory
-        init = {
-            "config": configuration.to_json(self._config),
+        return {
             "shard": shard,
             "directory": str(directory.shard_dir(shard)),
             "generation": directory.generation,
         }
-        child.start(init, [directory.lock_fd])
-        self._watch(child)
 
     def _start_shard(self, child: Child) -> None:
-        self._start_at_log(child, child.index)
+        self._start_at_log(child)
         for router in self._routers:
             self._connect(router, child)
 
@@ -290,8 +298,7 @@ class Supervisor:
             elif kind == "rewrite":
                 self._rewrites.ask(child.index, time.monotonic(), at_once=message["at_once"])
             elif kind == "switched":
-                self._rewriter.index = child.index
-                self._start_at_log(self._rewriter, child.index)
+                self._fold(child.index)
             elif kind == "rewritten":
                 self._on_rewritten(child, message["error"])
         if channel.closed:
@@ -357,7 +364,10 @@ class Supervisor:
         child.process = None
         if child is self._rewriter:
             if not child.ready and not self._stopping:
-                self._on_rewriter({"kind": "failed", "reason": f"its process {_describe(code)}"})
+                if code:
+                    self._on_rewriter({"kind": "failed", "reason": f"its process {_describe(code)}"})
+                else:  # it had waited long enough when it was given work
+                    self._start_at_log(child)
             return
         child.ready = False
         if self._stopping:
@@ -393,11 +403,22 @@ class Supervisor:
 
     def _begin_rewrite(self) -> None:
         """Have the next shard that waits begin, when it may."""
-        if self._rewriter.process is None:
+        if self._rewriter.idle:
             able = {shard.index for shard in self._shards if shard.ready and shard.channel is not None}
             shard = self._rewrites.start(time.monotonic(), able)
             if shard is not None:
                 self._tell_shard(shard, "switch")
+
+    def _fold(self, shard: int) -> None:
+        """Have a shard's closed segments folded."""
+        rewriter = self._rewriter
+        rewriter.index = shard
+        if rewriter.process is None:
+            self._start_at_log(rewriter)
+        else:
+            rewriter.ready = False
+            if rewriter.channel is not None:
+                rewriter.channel.send("fold", **self._log_of(shard))  # if it is gone, its end will say so
 
     def _tell_shard(self, shard: int, word: str, **fields: Any) -> None:
         channel = self._shards[shard].channel

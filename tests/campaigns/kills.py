@@ -26,7 +26,7 @@ from imds import Client, ImdsError
 from imds.shard.aof import POLICIES
 from imds.supervisor import DEATHS_WINDOW, MOST_DEATHS
 
-ROLE = re.compile(r"imds-([a-z]+)-(\d+)")
+ROLE = re.compile(r"imds-(router|shard|rewriter)(-\d+)?")
 LEAST_RATE = 100.0  # acknowledged writes a second, while there is traffic
 
 
@@ -103,8 +103,8 @@ class Victims:
         with contextlib.suppress(psutil.Error):
             for child in supervisor.children():
                 for word in child.cmdline():
-                    if match := ROLE.fullmatch(word):
-                        found[f"{match[1]}-{match[2]}"] = child
+                    if ROLE.fullmatch(word):
+                        found[word.removeprefix("imds-")] = child
         return found
 
 

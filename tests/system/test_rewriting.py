@@ -28,8 +28,8 @@ def rewrites(server: Server) -> list[int]:
     return [row["rewrites"] for row in server.stats()]
 
 
-def rewriter(server: Server, shard: int = 0) -> psutil.Process:
-    process: psutil.Process = until("a rewriter", lambda: server.child(f"rewriter-{shard}"))
+def rewriter(server: Server) -> psutil.Process:
+    process: psutil.Process = until("a rewriter", lambda: server.child("rewriter"))
     return process
 
 
@@ -55,16 +55,19 @@ def writing(server: Callable[..., Server]) -> Iterator[tuple[Server, list[Writer
 
 def test_on_command(writing: tuple[Server, list[Writer]]) -> None:
     one, _ = writing
+    processes = set()
     for round_ in range(1, 3):
         assert one.client().execute(b"rewrite") == (OK, b"OK")
         until("all are rewritten", lambda count=round_: rewrites(one) == [count, count])
+        processes.add(rewriter(one).pid)
+    assert len(processes) == 1, "it stays for a while, and then takes what is next"
     for shard in range(2):
         assert logs(one, shard) == ["00000002.base", "00000003.aof", "manifest.json"]
     for row in one.stats():
         assert row["last_rewrite_error"] == ""
         assert row["rewrite_running"] is False
         assert 0 < row["aof_base_bytes"] < row["aof_bytes"]
-    until("the last rewriter has ended", lambda: one.child("rewriter-0") is None)
+    until("the last rewriter has ended", lambda: one.child("rewriter") is None)
 
 
 def test_by_growth_one_shard_at_a_time(server: Callable[..., Server]) -> None:
