@@ -228,6 +228,8 @@ class Switch:
         self.stuck = False
         self.gathers = 0
         self._heads = _heads(max_tokens)
+        # Not fresh bytes for each read: so many are mapped, and unmapped when they are cut to what has come.
+        self._inbox = memoryview(bytearray(RECEIVE_LINK))
 
     # -- clients ----------------------------------------------------------------------------------
 
@@ -548,8 +550,8 @@ class Switch:
 
         0 bytes is the end of the stream. Raises BlockingIOError if nothing is there, or another OSError.
         """
-        data = os.read(fd, RECEIVE_LINK)
-        return len(data), *self.merge(shard, data)
+        size = os.readv(fd, [self._inbox])
+        return size, *self.merge(shard, bytes(self._inbox[:size]))
 
     def merge(self, shard: int, data: bytes) -> tuple[list[Client], list[tuple[Any, bytes]]]:
         """Take reply bytes of ``shard`` and put them into their places.

@@ -115,6 +115,7 @@ class Links:
         self.changed: list[Link] = []
         self._turn: list[Link] = []  # what was executed in the last round
         self._last = False  # whether it is the turn's last one
+        self._inbox = memoryview(bytearray(RECEIVE))
 
     def add(self, sock: socket.socket, router: bytes = b"") -> Link:
         """Return a new link on a non-blocking socket. The worker has the selector watch it."""
@@ -230,17 +231,17 @@ class Links:
     def _receive(self, link: Link) -> bool:
         """Read once; whether there is an envelope to execute."""
         try:
-            data = os.read(link.fd, RECEIVE)
+            size = os.readv(link.fd, [self._inbox])
         except BlockingIOError:
             return False
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             link.ended = True
             self.changed.append(link)
             return False
         arrived = link.arrived
-        arrived += data
+        arrived += self._inbox[:size]
         return len(arrived) >= LENGTH and len(arrived) >= LENGTH + U32.unpack_from(arrived)[0]
 
     def _execute(self, link: Link, store: Executor) -> None:
