@@ -826,6 +826,12 @@ class UnifiedStore:
         count = 0
         try:
             for number, start, end in each_record(records):
+                value_at = _set_value(records, start, end)
+                if value_at:  # most are
+                    self.cmd_set(b"", records[start + _PEEK.size : value_at - 4], records[value_at:end])
+                    self._undo.clear()
+                    count += 1
+                    continue
                 frames = split_effect(records, start, end)
                 if not frames or not all(map(_is_effect, frames)) or not all(map(self._apply, frames)):
                     effect = records[start : min(end, start + 60)]
@@ -978,6 +984,16 @@ EFFECTS = {
     b"persist": 2,
     b"rename": 3,
 }
+
+
+def _set_value(records: bytes, start: int, end: int) -> int:
+    """Return where the value begins if all from ``start`` to ``end`` is one ``set``, otherwise 0."""
+    if end - start >= _PEEK.size:
+        head, key_size = _PEEK.unpack_from(records, start)
+        value_at: int = start + _PEEK.size + key_size + 4
+        if head == _SET and value_at <= end and value_at + _u32(records, value_at - 4)[0] == end:
+            return value_at
+    return 0
 
 
 def _is_effect(tokens: list[bytes]) -> bool:
