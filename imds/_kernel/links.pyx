@@ -102,6 +102,7 @@ cdef class Links:
     cdef readonly Py_ssize_t executed
     cdef public Py_ssize_t appended
     cdef public bint torn
+    cdef public object unsynced
     cdef public bint hold
     cdef public object grant
     cdef public list changed
@@ -145,6 +146,7 @@ cdef class Links:
         cdef Executor executor = executor_of(store)
         self.waiting = self.hold = self.torn = self._last = False
         self.executed = self.appended = 0
+        self.unsynced = None
         if poll < 0:  # a selector with a clock of its own, it may be: Python's is the one to replace
             clock = _rounds.Rounds(timeout)
             while self._round(selector, poll, poll_milliseconds(timeout), store, executor, others):
@@ -206,7 +208,7 @@ cdef class Links:
             return True
         if self.grant is None or self._last:
             return False
-        fd, since, until = self.grant
+        fd, since, until, sync = self.grant
         if not since <= now < until:
             return False
         written = write(fd, data, size)
@@ -218,6 +220,12 @@ cdef class Links:
             executor.commit()
         else:
             store.commit()
+        if sync is not None:
+            try:
+                sync(fd)
+            except OSError as error:
+                self.unsynced = error
+                return False
         return True
 
     cdef int _wait(self, int poll, int milliseconds, list others) except -1:

@@ -437,24 +437,34 @@ class Aof:
         """Leave to append whole records to the file by write(2) at once, or None: :meth:`append` has to.
 
         It holds until another method is called, for less than GRANTED seconds, and within its times. What was
-        written is then to be counted; what was written in part, taken back.
+        written is then to be counted; what was written in part, taken back. Under ``always`` the grant has
+        what syncs each write; where that fails, :meth:`fail_sync` has to be told.
         """
+        always = self.policy == "always"
         if (
-            self.policy == "always"
-            or self.failed is not None
+            self.failed is not None
             or self.suspect
             or not self._direct
             or self._synced - self._marked >= MARK_EVERY
             or (self._thread is not None and self.unsynced_seconds > MAX_LAG - GRANTED)
+            or (always and (self._synced < self._size or self._behind))
         ):
             return None
-        return self._fd, self.clock, self.clock + CLOCK_EVERY
+        return self._fd, self.clock, self.clock + CLOCK_EVERY, self._sync_granted if always else None
 
-    def count(self, size: int) -> None:
-        """Take note of ``size`` bytes of records that are in the file now."""
+    def _sync_granted(self, fd: int) -> None:
+        self._storage.fdatasync(fd)
+        with self._changed:
+            self.fsyncs += 1
+
+    def count(self, size: int, *, synced: bool = False) -> None:
+        """Take note of ``size`` bytes of records that are in the file now, synced where the grant said so."""
         self._appended = True
         self._size += size
-        if self._dirty_since is None:
+        if synced:
+            with self._changed:
+                self._synced = self._size
+        elif self._dirty_since is None:
             with self._changed:
                 self._dirty_since = monotonic()
                 self._changed.notify_all()
@@ -549,7 +559,7 @@ class Aof:
             with self._changed:
                 self._syncing_since = None
                 if fd == self._fd:
-                    self._synced = size
+                    self._synced = max(self._synced, size)
                 del self._behind[: len(behind)]
                 self.fsyncs += 1
                 self._changed.notify_all()
@@ -558,6 +568,11 @@ class Aof:
             with suppress(OSError):
                 self._storage.close(closed.fd)
         return True
+
+    def fail_sync(self, error: OSError) -> NoReturn:
+        """A sync by a grant has failed: nothing is appended any more. Raises AofSyncFailed."""
+        self._fail_sync(self._path, error)
+        self._raise_failed()
 
     def _fail_sync(self, path: Path, error: OSError) -> None:
         self.failed = AofSyncFailed(f"{path}: sync failed: {error.strerror}")

@@ -3,7 +3,8 @@
 ::
 
     turn:   wait -> receive from every readable link -> execute what is whole
-                 -> nothing to log, or a grant to append it: append, send the replies, and once more
+                 -> nothing to log, or a grant to append it: append, and sync if that is in it,
+                    send the replies, and once more
                     otherwise they wait:  reply, when what they rest on is in the log
                                           again, when the log has refused it
 
@@ -40,8 +41,9 @@ from imds.rounds import Rounds
 
 RECEIVE = 1 << 18  # bytes taken from one link per round
 
-# A leave to append: descriptor, and from when until when it holds, in microseconds since 1970.
-Grant = tuple[int, int, int]
+# A leave to append: descriptor, from when until when it holds, in microseconds since 1970, and what syncs the
+# file before a reply goes, if anything has to: it raises OSError.
+Grant = tuple[int, int, int, Callable[[int], object] | None]
 
 
 class Log(Protocol):
@@ -97,9 +99,9 @@ class Links:
     Before :meth:`turn` the worker may give a ``grant``: the turn then appends what a round has to log itself,
     and commits it. After it, ``waiting`` says whether replies wait for :meth:`reply`; ``executed`` how often
     a link had something to execute; ``appended`` how many bytes are in the file by the grant, and ``torn``
-    whether some more may be, which are to be taken back. ``changed`` collects the links that the worker has
-    to think about: ended ones, and those of which the socket has not, or now has, taken everything. The
-    worker empties it.
+    whether some more may be, which are to be taken back; ``unsynced`` is the error by which the grant's sync
+    has failed, or None. ``changed`` collects the links that the worker has to think about: ended ones,
+    and those of which the socket has not, or now has, taken everything. The worker empties it.
     """
 
     def __init__(self, clock: Callable[[], int] | None = None) -> None:
@@ -108,6 +110,7 @@ class Links:
         self.grant: Grant | None = None
         self.appended = 0
         self.torn = False
+        self.unsynced: OSError | None = None
         self.waiting = False
         self.executed = 0
         # Set while executing: the replies of this round wait, whether it logs something or not.
@@ -145,6 +148,7 @@ class Links:
         """
         self.waiting = self.hold = self.torn = self._last = False
         self.executed = self.appended = 0
+        self.unsynced = None
         others: list[tuple[int, int]] = []
         rounds = Rounds(timeout)
         while self._round(selector, timeout, store, others):
@@ -192,7 +196,7 @@ class Links:
             return True
         if self.grant is None or self._last:
             return False
-        fd, since, until = self.grant
+        fd, since, until, sync = self.grant
         if not since <= now < until:
             return False
         try:
@@ -204,6 +208,12 @@ class Links:
             return False
         self.appended += size
         store.commit()
+        if sync is not None:
+            try:
+                sync(fd)
+            except OSError as error:
+                self.unsynced = error
+                return False
         return True
 
     def again(self, store: Executor) -> None:

@@ -214,7 +214,7 @@ class Worker:
         quiet = not (self._loading or self._store.readonly or self._watches or self._waiting)
         links.grant = self._aof.grant() if quiet else None
         events = links.turn(self._selector, timeout, self._loading or self._store)
-        if links.appended or links.torn:
+        if links.appended or links.torn or links.unsynced is not None:
             self._count()
         if self._expiry_due():
             self._store.now = _now()
@@ -237,8 +237,10 @@ class Worker:
     def _count(self) -> None:
         """Take note of what the turn has appended until now."""
         links = self._links
+        if links.unsynced is not None:
+            self._aof.fail_sync(links.unsynced)
         if links.appended:
-            self._aof.count(links.appended)
+            self._aof.count(links.appended, synced=links.grant is not None and links.grant[3] is not None)
             links.appended = 0
             if not self._rewrite_asked:
                 self._ask_if_grown()

@@ -23,6 +23,7 @@ from imds.shard.aof import (
     MAGIC,
     MARK_EVERY,
     SEGMENT_HEADER,
+    SUSPECT,
     Aof,
     AofBroken,
     AofDamaged,
@@ -868,7 +869,7 @@ def test_what_is_written_by_a_grant_is_like_an_append(tmp_path, monkeypatch):
     aof = granted(tmp_path)
     before = aof.stats()["aof_bytes"]
     for number, effect in enumerate(EFFECTS):
-        fd, _since, _until = aof.grant()
+        fd, _since, _until, _sync = aof.grant()
         records = encoded(aof, [effect])
         aof.sequence += 1
         if number % 2:
@@ -886,18 +887,50 @@ def test_what_is_written_by_a_grant_is_like_an_append(tmp_path, monkeypatch):
     assert read(tmp_path) == (EFFECTS, 0)
 
 
+def test_what_is_written_by_a_grant_under_always_is_synced(tmp_path):
+    aof = granted(tmp_path, "always")
+    synced = aof.stats()["aof_fsyncs"]
+    for effect in EFFECTS:
+        fd, _since, _until, sync = aof.grant()
+        records = encoded(aof, [effect])
+        aof.sequence += 1
+        os.write(fd, records)
+        sync(fd)
+        aof.count(len(records), synced=True)
+        synced += 1
+        assert (aof.stats()["aof_unsynced_bytes"], aof.stats()["aof_fsyncs"]) == (0, synced)
+    append(aof, EFFECTS)
+    assert aof.grant() is None  # it has not been synced yet
+    aof.sync()
+    assert aof.grant() is not None
+    aof.prepare_switch()
+    aof.switch()
+    assert aof.grant() is None  # nor has the end of the segment before
+    aof.settle()
+    assert aof.grant() is not None
+    with pytest.raises(AofSyncFailed, match="sync failed: Input/output error"):
+        aof.fail_sync(OSError(errno.EIO, os.strerror(errno.EIO)))
+    assert aof.grant() is None
+    assert (tmp_path / SUSPECT).exists()
+    with pytest.raises(AofSyncFailed):
+        append(aof, EFFECTS)
+    with pytest.raises(AofSyncFailed):
+        aof.close()
+    assert read(tmp_path) == (EFFECTS * 2, 0)
+
+
 def test_a_grant_ends_with_the_clock(tmp_path, monkeypatch):
     monkeypatch.setattr(aof_module, "CLOCK_EVERY", 1000)
     aof = granted(tmp_path)
     append(aof, EFFECTS)
-    assert aof.grant() == (aof._fd, aof.clock, aof.clock + 1000)
+    assert aof.grant() == (aof._fd, aof.clock, aof.clock + 1000, None)
     aof.close()
 
 
 def test_no_grant_where_an_append_has_more_to_do(tmp_path, monkeypatch):
-    for policy, storage in (("always", Storage()), ("everysec", FAST)):
+    for policy in ("always", "everysec"):
         (tmp_path / policy).mkdir()
-        aof = granted(tmp_path / policy, policy, storage)
+        aof = granted(tmp_path / policy, policy, FAST)
         assert aof.grant() is None
         aof.close()
     (tmp_path / "more").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
@@ -197,7 +198,7 @@ def test_a_turn_ends_although_requests_keep_coming(loop: Loop) -> None:
     assert loop.links.executed > 1
 
 
-GRANT = (0, 8000)  # the clock stands at 7000
+GRANT = (0, 8000, None)  # the clock stands at 7000
 
 
 @pytest.fixture
@@ -231,10 +232,37 @@ def test_by_a_grant_effects_are_appended_and_committed_before_the_reply(loop: Lo
     assert loop.links.appended == 0
 
 
+def test_what_was_appended_is_synced_before_the_reply_if_it_has_to_be(loop: Loop, file: int) -> None:
+    _link, far = loop.link()
+    seen: list[tuple[int, bytes, bool]] = []
+
+    def sync(fd: int) -> None:
+        seen.append((fd, os.pread(fd, 99, 0), silent(far)))
+        if len(seen) == 2:
+            raise OSError(errno.EIO, "")
+
+    loop.links.grant = (file, *GRANT[:2], sync)
+    far.send(seal(0, 1, b"read"))
+    loop.turn()
+    assert far.recv(99) == b"<1:read>"
+    assert not seen
+    far.send(seal(1, 1, b"w1"))
+    loop.turn()
+    assert far.recv(99) == b"<2:w1>"
+    assert loop.links.unsynced is None
+    far.send(seal(2, 1, b"w2"))
+    loop.turn()
+    assert (type(loop.links.unsynced), loop.links.waiting) == (OSError, True)
+    assert silent(far)
+    assert seen == [(file, b"w1", True), (file, b"w1w2", True)]
+    loop.turn()
+    assert loop.links.unsynced is None
+
+
 @pytest.mark.parametrize("grant", [None, (0, 7000), (7001, 9000)], ids=["none", "over", "not yet"])
 def test_without_a_grant_that_holds_nothing_is_appended(loop: Loop, file: int, grant: Any) -> None:
     _link, far = loop.link()
-    loop.links.grant = grant and (file, *grant)
+    loop.links.grant = grant and (file, *grant, None)
     far.send(seal(0, 1, b"write"))
     loop.turn()
     assert (loop.links.appended, loop.links.waiting, loop.store.records) == (0, True, b"write")

@@ -23,7 +23,7 @@ from imds.control import Channel
 from imds.envelope import REPLY, seal
 from imds.process import EXIT_DISK
 from imds.protocol import ERROR, MISSING, OK, decode_response, encode_request
-from imds.shard.aof import Aof, AofError, create_log
+from imds.shard.aof import SUSPECT, Aof, AofError, create_log
 from imds.shard.worker import Worker
 
 DEADLINE = 20
@@ -213,6 +213,21 @@ def test_after_a_failed_sync_there_is_no_reply(shards: dict[str, Shard]) -> None
     assert shard.ended() == EXIT_DISK
 
 
+def test_after_a_failed_sync_by_a_grant_there_is_no_reply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Disk, "direct", True)
+    shard = Shard(tmp_path, "always")
+    for number in range(3):
+        assert shard.ask((b"set", b"key", b"%d" % number)) == [(OK, b"OK")]
+    assert "write" not in shard.disk.events[-2:], "the links' kernel writes by itself"
+    shard.disk.fails = {"sync"}
+    shard.send((b"set", b"key", b"3"), (b"get", b"other"))
+    assert shard.ended() == EXIT_DISK
+    assert (tmp_path / SUSPECT).exists()
+    shard.stop()
+
+
 def test_a_sync_that_failed_in_the_background_ends_the_next_write(shards: dict[str, Shard]) -> None:
     shard = shards["everysec"]
     shard.disk.fails = {"sync"}
@@ -237,10 +252,10 @@ def test_what_the_disk_has_taken_of_a_granted_append_is_taken_back(
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     parts = [b"part"]
 
-    def grant() -> tuple[int, int, int]:
+    def grant() -> tuple[int, int, int, None]:
         while parts:
             os.write(shard.aof._fd, parts.pop())  # where it would be
-        return writer, 0, 1 << 62
+        return writer, 0, 1 << 62, None
 
     monkeypatch.setattr(shard.aof, "grant", grant)
     assert shard.ask((b"get", b"key")) == [(OK, b"old")]
