@@ -82,12 +82,19 @@ SCENARIOS: tuple[Running | Starting, ...] = (
     Running(
         "no space", "everysec", ("write:error=ENOSPC:when=3..9",), log=True, refuses=True, says="read-only"
     ),
+    # Once: the worker appends what the kernel of its links could not. Twice: it cannot do so, either.
+    Running("no space once", "always", ("write:error=ENOSPC:when=4",), log=True),
     Running(
-        "no space once", "always", ("write:error=ENOSPC:when=4",), log=True, refuses=True, says="read-only"
+        "no space twice",
+        "always",
+        ("write:error=ENOSPC:when=4..5",),
+        log=True,
+        refuses=True,
+        says="read-only",
     ),
     Running("a write fails", "no", ("write:error=EIO:when=2..3",), log=True, refuses=True, says="read-only"),
     Running("a write is interrupted", "always", ("write:error=EINTR:when=2..4",), log=True),
-    Running("quota", "always", ("write:error=EDQUOT:when=2",), log=True, refuses=True, says="read-only"),
+    Running("quota", "always", ("write:error=EDQUOT:when=2..3",), log=True, refuses=True, says="read-only"),
     Running(
         "a write cannot be taken back",
         "everysec",
