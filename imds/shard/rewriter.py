@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
+import selectors
 import signal
 from dataclasses import asdict
 from pathlib import Path
@@ -82,5 +82,7 @@ def _fold(shard: int, directory: Path, generation: int, channel: Channel) -> Bas
 
 def _next_work(channel: Channel) -> Message | None:
     """Wait for the log that is folded next; return None if there is none for LINGER seconds."""
-    readable, _, _ = select.select([channel], [], [], LINGER)
-    return next((message for message, _ in channel.receive()), None) if readable else None
+    with selectors.DefaultSelector() as selector:
+        selector.register(channel, selectors.EVENT_READ)
+        selector.select(LINGER)
+    return next((message for message, _ in channel.receive()), None)

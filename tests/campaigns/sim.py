@@ -197,6 +197,8 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
     plain, plain_links = worker.UnifiedStore, worker.Links
     disk.before, disk.during = _then(before, pause), _then(during, pause)
     disk.direct = rng.random() < 0.5
+    # A rewriter folds one log here, and ends: whoever started it waits for that.
+    linger, rewriter.LINGER_BYTES = rewriter.LINGER_BYTES, -1
     try:
         for names, name, value in sites:
             names[name] = by_id[id(value)]
@@ -211,6 +213,7 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
         finally:
             disk.before, disk.during = before, during
             worker.UnifiedStore, worker.Links = plain, plain_links  # type: ignore[misc]
+            rewriter.LINGER_BYTES = linger
             links.os = os  # type: ignore[attr-defined]
             for names, name, value in sites:
                 names[name] = value
