@@ -366,7 +366,7 @@ class Supervisor:
             if not child.ready and not self._stopping:
                 if code:
                     self._on_rewriter({"kind": "failed", "reason": f"its process {_describe(code)}"})
-                else:  # it had waited long enough when it was given work
+                elif child.index == self._rewrites.running:  # it had waited too long when it was given work
                     self._start_at_log(child)
             return
         child.ready = False

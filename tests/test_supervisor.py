@@ -42,3 +42,9 @@ def test_the_end_of_a_rewriter(
     supervisor._on_death(rewriter, code)
     assert supervisor.started == [("rewriter", 1)] * starts
     assert len([one for one in caplog.records if "was not rewritten" in one.message]) == fails
+
+
+def test_a_rewriter_whose_shard_has_died_is_not_started_anew(supervisor: Any) -> None:
+    supervisor._rewriter.index, supervisor._rewriter.ready = 1, False
+    supervisor._on_death(supervisor._rewriter, 0)
+    assert supervisor.started == []
