@@ -21,7 +21,7 @@ from imds import Client
 IDLE, BUSY = "no rewrite", "rewriting"
 # Seconds between two looks at who rewrites: each takes milliseconds from those who are measured.
 LOOK_EVERY = 0.5
-_SHARD = re.compile(r"imds-(shard(?=-\d)|rewriter).*")
+_SHARD = re.compile(r"imds-(shard|rewriter)(-\d+)?")
 
 
 class Rewriting(threading.Thread):

@@ -112,8 +112,12 @@ def _round(
             news.events.append((key.fd, mask))
     if readable:
         news.ended, news.changed, news.questions = switch.receive_all(readable, window)
-    waiting = sum(map(switch.backlog, range(switch.shards)))
-    if len(readable) > 1 and waiting < gather and switch.gathers < GATHER_ROUNDS and not news:
+    if (
+        len(readable) > 1
+        and switch.gathers < GATHER_ROUNDS
+        and sum(map(switch.backlog, range(switch.shards))) < gather
+        and not news
+    ):
         switch.gathers += 1
     else:
         switch.gathers = 0

@@ -100,8 +100,9 @@ class Links:
     and commits it. After it, ``waiting`` says whether replies wait for :meth:`reply`; ``executed`` how often
     a link had something to execute; ``appended`` how many bytes are in the file by the grant, and ``torn``
     whether some more may be, which are to be taken back; ``unsynced`` is the error by which the grant's sync
-    has failed, or None. ``changed`` collects the links that the worker has to think about: ended ones,
-    and those of which the socket has not, or now has, taken everything. The worker empties it.
+    of what was appended has failed, or None. ``changed`` collects the links that the worker has to think
+    about: ended ones, and those of which the socket has not, or now has, taken everything. The worker
+    empties it.
     """
 
     def __init__(self, clock: Callable[[], int] | None = None) -> None:

@@ -214,7 +214,7 @@ class Worker:
         quiet = not (self._loading or self._store.readonly or self._watches or self._waiting)
         links.grant = self._aof.grant() if quiet else None
         events = links.turn(self._selector, timeout, self._loading or self._store)
-        if links.appended or links.torn or links.unsynced is not None:
+        if links.appended or links.torn:
             self._count()
         if self._expiry_due():
             self._store.now = _now()
