@@ -302,7 +302,7 @@ def _write_anew(datadir: DataDir, shard: int, store: UnifiedStore, report: LogRe
     found = [SEGMENT_NAME.fullmatch(name) or BASE_NAME.fullmatch(name) for name in names]
     number = max((int(one[1]) for one in found if one), default=0) + 1
     writing = write_base(
-        *(storage, directory, store.entries()),
+        *(storage, directory, store),
         shard=shard,
         generation=datadir.generation,
         number=number,

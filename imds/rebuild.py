@@ -38,7 +38,7 @@ from imds.reshard import ShardLogs
 from imds.shard.aof import AofError
 from imds.shard.examine import empty_store
 from imds.shard.kernel import UnifiedStore
-from imds.shard.rewrite import effects
+from imds.shard.store import effects
 from imds.storage import Storage, UntouchedStorage, exists, read_file
 
 Say = Callable[[str], object]
@@ -185,9 +185,9 @@ def _move(old: DataDir, new: int, slots: SlotMap, prefix: bool, say: Say) -> int
             target.load(lambda records: None, lambda done: None)
             for _, store in _stores(old, prefix, say):
                 keys += store.keys
-                for entry in store.entries():
-                    for effect in effects([entry]):
-                        target.add(entry[0], effect)
+                for key, value, when in store.entries():
+                    for effect in effects(key, value, when):
+                        target.add(key, effect)
     except (AofError, OSError) as error:
         raise DataDirError(f"{old.path}: cannot write generation {new}: {error}") from error
     old.commit(new, slots)

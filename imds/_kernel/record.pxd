@@ -15,5 +15,6 @@ cdef class RecordEncoder:
     cdef bint reserve(self, size_t size) noexcept
     cdef uint8_t *begin(self) noexcept
     cdef void end(self, size_t size) noexcept
+    cdef size_t held(self) noexcept  # bytes that are pending
     cdef void put(self, const uint8_t *effect, size_t size) noexcept
     cdef void _seal(self, const uint8_t *effect, size_t size) noexcept

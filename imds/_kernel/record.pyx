@@ -43,6 +43,9 @@ cdef class RecordEncoder:
     cdef void end(self, size_t size) noexcept:
         self._seal(self.begin(), size)
 
+    cdef size_t held(self) noexcept:
+        return self._pending.size
+
     cdef void put(self, const uint8_t *effect, size_t size) noexcept:
         memory.memcpy(self.begin(), effect, size)
         self._seal(effect, size)

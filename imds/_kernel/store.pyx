@@ -409,8 +409,7 @@ cdef size_t envelope_size(const uint8_t *data, size_t size, size_t pos) noexcept
 
 
 cdef void read_ahead(Reader *reader, const Table *table) noexcept nogil:
-    """Read one request more, if there is one, and have its chain fetched."""
-    cdef Request *request = &reader.requests[reader.read % AHEAD]
+    """Read one request more, if there is one."""
     cdef size_t size
     while reader.left == 0:
         size = envelope_size(reader.data, reader.size, reader.pos)
@@ -421,13 +420,22 @@ cdef void read_ahead(Reader *reader, const Table *table) noexcept nogil:
         reader.pos += size
         reader.end = reader.data + reader.pos
     reader.left -= 1
+    reader.at = take_request(reader, reader.at, reader.end, table)
+
+
+cdef const uint8_t *take_request(
+    Reader *reader, const uint8_t *at, const uint8_t *end, const Table *table
+) noexcept nogil:
+    """Make the request at ``at`` the next one, and have its chain fetched; return as :func:`parse` does."""
+    cdef Request *request = &reader.requests[reader.read % AHEAD]
     reader.read += 1
-    reader.at = parse(reader.at, reader.end, request)
+    at = parse(at, end, request)
     request.entry = NULL
     request.member_hash = 0
-    if reader.at != NULL and request.count > 1:
+    if at != NULL and request.count > 1:
         request.hash = table_hash(table, request.tokens[1].at, request.tokens[1].size)
         fetch(chain_of(table, request.hash))
+    return at
 
 
 cdef void fetch_entry(Request *request, const Table *table) noexcept nogil:
@@ -479,19 +487,27 @@ cdef inline const Token *member_of(const Request *request) noexcept nogil:
     return NULL
 
 
-cdef size_t fetch_record(const Table *table, const uint8_t *data, size_t size, size_t pos) noexcept nogil:
-    """Have the chain fetched of the key that the record at ``pos`` is about; return where the next one begins."""
-    cdef Request request
-    cdef size_t length
-    if size - pos < RECORD_HEADER:
-        return size
-    length = get_u32(data + pos + 8)
-    pos += RECORD_HEADER
-    if length > size - pos:
-        return size
-    if parse(data + pos, data + pos + length, &request) != NULL and request.count > 1:
-        fetch(chain_of(table, table_hash(table, request.tokens[1].at, request.tokens[1].size)))
-    return pos + length
+cdef void look_ahead(Reader *reader, size_t run, const Table *table) noexcept nogil:
+    """Before request ``run`` is run: have fetched, for those that were read after it, what each needs next."""
+    if run + AHEAD // 2 < reader.read:
+        fetch_entry(&reader.requests[(run + AHEAD // 2) % AHEAD], table)
+    if run + AHEAD // 4 < reader.read:
+        fetch_neighbours(&reader.requests[(run + AHEAD // 4) % AHEAD])
+    if run + AHEAD // 8 < reader.read:
+        fetch_member(&reader.requests[(run + AHEAD // 8) % AHEAD])
+
+
+cdef void read_record(Reader *reader, const Table *table) noexcept nogil:
+    """Read one record more: its first effect, which is mostly all of it, becomes a request."""
+    cdef const uint8_t *at = reader.data + reader.pos + RECORD_HEADER
+    cdef size_t left = reader.size - reader.pos
+    cdef uint32_t length = get_u32(at - RECORD_HEADER + 8) if left >= RECORD_HEADER else 0
+    if left < RECORD_HEADER or length > left - RECORD_HEADER:
+        length = 0  # there is no record
+        reader.pos = reader.size
+    else:
+        reader.pos += RECORD_HEADER + length
+    take_request(reader, at, at + length, table)
 
 
 cdef int refuse(bytes refusal) except -1:
@@ -534,6 +550,42 @@ cdef inline uint8_t *put_token(uint8_t *at, const void *data, size_t size) noexc
     if size:
         memory.memcpy(at + 4, data, size)
     return at + 4 + size
+
+
+cdef inline size_t put_frame(
+    uint8_t *start,
+    const char *name,
+    size_t size,
+    uint32_t count,
+    const Token *key,
+    const Token *second,
+    const Token *third,
+) noexcept nogil:
+    """Write the frame of ``count`` tokens, the name among them, the last ones NULL if there are fewer; return its size."""
+    cdef uint8_t *at
+    set_u32(start, count)
+    at = put_token(put_token(start + 4, name, size), key.at, key.size)
+    if second != NULL:
+        at = put_token(at, second.at, second.size)
+    if third != NULL:
+        at = put_token(at, third.at, third.size)
+    return <size_t>(at - start)
+
+
+cdef int save_effect(
+    RecordEncoder log,
+    const char *name,
+    size_t size,
+    uint32_t count,
+    const Token *key,
+    const Token *second,
+    const Token *third,
+) except -1:
+    """Add an effect to a log that is not the store's own."""
+    if not log.reserve(20 + size + key.size + second.size + (third.size if third != NULL else 0)):
+        raise MemoryError
+    log.end(put_frame(log.begin(), name, size, count, key, second, third))
+    return 0
 
 
 cdef inline Token token_of(bytes text):
@@ -781,12 +833,7 @@ cdef class UnifiedStore(Executor):
                     read_ahead(&reader, &self._table)
                     if reader.read == total:
                         break
-                if run + AHEAD // 2 < reader.read:
-                    fetch_entry(&reader.requests[(run + AHEAD // 2) % AHEAD], &self._table)
-                if run + AHEAD // 4 < reader.read:
-                    fetch_neighbours(&reader.requests[(run + AHEAD // 4) % AHEAD])
-                if run + AHEAD // 8 < reader.read:
-                    fetch_member(&reader.requests[(run + AHEAD // 8) % AHEAD])
+                look_ahead(&reader, run, &self._table)
                 request = &reader.requests[run % AHEAD]
                 run += 1
                 self._reserve_reply(ROOM)
@@ -1045,12 +1092,13 @@ cdef class UnifiedStore(Executor):
         when it comes back, and waiting for it took a quarter of a shard's time.
         """
         cdef size_t size = size_of(entry)
-        if not self._reserve(effect) or not buffer_reserve(&self._kept, 4 + size):
-            return False
-        self._undo[self._undo_count].old.kept = self._kept.size
-        self._remember(WRITTEN, entry, NULL)
-        buffer_put_u32(&self._kept, <uint32_t>size)
-        buffer_put(&self._kept, value_of(entry), size)
+        if not self._replaying:  # which is never undone
+            if not self._reserve(effect) or not buffer_reserve(&self._kept, 4 + size):
+                return False
+            self._undo[self._undo_count].old.kept = self._kept.size
+            self._remember(WRITTEN, entry, NULL)
+            buffer_put_u32(&self._kept, <uint32_t>size)
+            buffer_put(&self._kept, value_of(entry), size)
         entry.extra = <uint32_t>value.size
         if value.size:
             memory.memcpy(value_of(entry), value.at, value.size)
@@ -2488,20 +2536,15 @@ cdef class UnifiedStore(Executor):
     ) noexcept:
         """Log an effect of ``count`` tokens, the name among them; there is room."""
         cdef uint8_t *start
-        cdef uint8_t *at
+        cdef size_t written
         if self._replaying:
             return
         start = self._frames.data + self._frames.size if self._gathering else self.log.begin()
-        set_u32(start, count)
-        at = put_token(put_token(start + 4, name, size), key.at, key.size)
-        if second != NULL:
-            at = put_token(at, second.at, second.size)
-        if third != NULL:
-            at = put_token(at, third.at, third.size)
+        written = put_frame(start, name, size, count, key, second, third)
         if self._gathering:
-            self._frames.size += <size_t>(at - start)
+            self._frames.size += written
         else:
-            self.log.end(<size_t>(at - start))
+            self.log.end(written)
 
     cdef inline void _effect(self, Request *request) noexcept:
         """Log the request, its name in lower case, and reply that it is done."""
@@ -2664,51 +2707,61 @@ cdef class UnifiedStore(Executor):
         try:
             return self._replay(<const uint8_t *>view.buf, <size_t>view.len)
         finally:
+            self._forget()  # and not before: what is freed may have been read ahead
             self._replaying = False
             self.now = now
             PyBuffer_Release(&view)
 
     cdef object _replay(self, const uint8_t *data, size_t size):
-        cdef size_t pos = 0, ahead = 0, length
+        cdef size_t pos = 0, length
         cdef uint64_t count = 0
-        cdef const uint8_t *at
-        cdef const uint8_t *end
-        cdef Request request
-        cdef const Effect *effect
-        while ahead < size and count < AHEAD:
-            ahead = fetch_record(&self._table, data, size, ahead)
-            count += 1
-        count = 0
+        cdef Reader reader
+        cdef Request *request
+        reader.data = data
+        reader.size = size
+        reader.pos = reader.read = 0
         while pos < size:
-            ahead = fetch_record(&self._table, data, size, ahead)
+            while reader.read < count + AHEAD and reader.pos < size:
+                read_record(&reader, &self._table)
+            look_ahead(&reader, count, &self._table)
             length = get_u32(data + pos + 8) if size - pos >= RECORD_HEADER else size
             if length > size - pos - RECORD_HEADER:
                 raise ValueError("the records end within one")
             pos += RECORD_HEADER
-            end = data + pos + length
-            at = data + pos
-            effect = NULL
-            while at != NULL and at < end:  # first whether it is one as a whole
-                at = parse(at, end, &request)
-                effect = find_effect(&request) if at != NULL else NULL
-                if effect == NULL:
-                    break
-            at = data + pos
-            while effect != NULL and at < end:
-                at = parse(at, end, &request)
-                effect = find_effect(&request)
-                request.hash = table_hash(&self._table, request.tokens[1].at, request.tokens[1].size)
-                self._count_use()
-                if not self._apply(effect.kind, &request):
-                    effect = NULL
-            if effect == NULL:
+            request = &reader.requests[count % AHEAD]
+            if not self._apply_record(request, data + pos + length):
                 start = (<char *>data + pos)[: length if length < 60 else <size_t>60]
                 number = get_u64(data + pos - 8)
                 raise ValueError(f"record {number} is no write of this version: {start!r}")
-            self._forget()
             pos += length
             count += 1
         return count
+
+    cdef bint _apply_record(self, Request *request, const uint8_t *end) except -1:
+        """Apply a record, of which this is the first effect; False if it is not effects as a whole, up to ``end``."""
+        cdef Request other
+        cdef const Effect *effect
+        cdef const uint8_t *at
+        if request.frame == NULL:
+            return False
+        if request.frame + request.size == end:  # most are one effect
+            effect = find_effect(request)
+            self._count_use()
+            return effect != NULL and self._apply(effect.kind, request)
+        at = request.frame
+        while at != end:
+            at = parse(at, end, &other)
+            if at == NULL or find_effect(&other) == NULL:
+                return False
+        at = request.frame
+        while at != end:
+            at = parse(at, end, &other)
+            effect = find_effect(&other)
+            other.hash = table_hash(&self._table, other.tokens[1].at, other.tokens[1].size)
+            self._count_use()
+            if not self._apply(effect.kind, &other):
+                return False
+        return True
 
     cdef bint _apply(self, Kind kind, Request *request) except -1:
         """Apply an effect of the log; False if there can be none like it."""
@@ -2788,6 +2841,44 @@ cdef class UnifiedStore(Executor):
             if self._changes != changes:
                 raise RuntimeError("the store changed between two of its entries")
             entry = past_marks(entry.next)
+
+    def save(self, RecordEncoder log not None, size_t room):
+        """Add the effects that make the data to ``log``; yield whenever it has ``room`` bytes or more."""
+        cdef Item *entry = past_marks(self._ring.next)
+        cdef Item *member = NULL
+        changes = self._changes
+        while True:
+            entry = self._save_some(log, room, entry, &member)
+            if entry == &self._ring:
+                return
+            yield
+            if self._changes != changes:
+                raise RuntimeError("the store changed between two of its entries")
+
+    cdef Item *_save_some(self, RecordEncoder log, size_t room, Item *entry, Item **member) except NULL:
+        """Go on with ``save``, at an entry and a member of it or NULL, up to ``room`` bytes; return where it stopped."""
+        cdef Item *node = member[0]
+        cdef Token key, second, third
+        cdef uint8_t digits[SCORE_TEXT]
+        while entry != &self._ring and log.held() < room:
+            key = Token(key_of(entry), entry.size)
+            if is_set(entry):
+                if node == NULL:
+                    node = zset_of(entry).head.next
+                second = Token(<const uint8_t *>digits, write_score(digits, node.second.score))
+                third = Token(key_of(node), node.size)
+                save_effect(log, b"zadd", 4, 4, &key, &second, &third)
+                node = node.next
+            else:
+                second = Token(value_of(entry), size_of(entry))
+                save_effect(log, b"set", 3, 3, &key, &second, NULL)
+            if node == NULL:
+                if when_of(entry):
+                    second = Token(<const uint8_t *>digits, write_digits(digits, when_of(entry)))
+                    save_effect(log, b"pexpireat", 9, 3, &key, &second, NULL)
+                entry = past_marks(entry.next)
+        member[0] = node
+        return entry
 
     def digest(self):
         """Return 64 bits that are equal for equal data, whatever the order of use. O(data)."""

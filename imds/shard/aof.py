@@ -34,6 +34,7 @@ from typing import NamedTuple, NoReturn
 
 from imds.protocol import Buffer
 from imds.rounds import TURN
+from imds.shard.kernel import UnifiedStore
 from imds.shard.links import Grant
 from imds.shard.manifest import (
     Base,
@@ -44,7 +45,7 @@ from imds.shard.manifest import (
     write_manifest,
 )
 from imds.shard.record import HEADER
-from imds.shard.rewrite import Entries, check_base, open_file, write_base
+from imds.shard.rewrite import check_base, open_file, write_base
 from imds.shard.segment import (
     CLOCK,
     CLOCK_EVERY,
@@ -367,14 +368,14 @@ class Aof:
         except OSError as error:
             log.warning("%s: %s is left to the next start: %s", self.directory, names, error.strerror)
 
-    def renew(self, entries: Entries) -> Iterator[None]:
+    def renew(self, store: UnifiedStore) -> Iterator[None]:
         """Make a suspect log good: write the data that was loaded from it to new files; yield now and then.
 
         Afterwards the log is ready, and the old files are gone. Raises OSError: then it is suspect still.
         """
         storage, old = self._storage, self._manifest
         base = yield from write_base(
-            *(storage, self.directory, entries),
+            *(storage, self.directory, store),
             shard=self.shard,
             generation=self.generation,
             number=old.last,

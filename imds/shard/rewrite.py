@@ -40,11 +40,10 @@ reading what it replaces. Memory: one shard's data, in the process that folds.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 
-from imds.protocol import encode_request
 from imds.shard.kernel import RecordEncoder, UnifiedStore
 from imds.shard.manifest import Base, Manifest, read_manifest
 from imds.shard.record import HEADER
@@ -63,8 +62,6 @@ from imds.shard.segment import (
     read_header,
 )
 from imds.storage import Storage, write_all
-
-Entries = Iterable[tuple[bytes, bytes | list[tuple[float, bytes]], int]]
 
 _FLUSH = 1 << 16  # bytes of records that wait for one write, held twice beside the data
 _READ = 1 << 16  # bytes of a log that are folded at a time: they are held beside the data
@@ -112,7 +109,7 @@ def check_base(base: Base, reader: Reader) -> None:
 def write_base(
     storage: Storage,
     directory: Path,
-    entries: Entries,
+    store: UnifiedStore,
     *,
     shard: int,
     generation: int,
@@ -120,7 +117,7 @@ def write_base(
     sequence: int,
     clock: int,
 ) -> Generator[None, None, Base]:
-    """Write base ``number``, which stands for all effects below ``sequence``; sync it, name and all.
+    """Write the data as base ``number``, for all effects below ``sequence``; sync it, name and all.
 
     ``clock``: the last time that these have, 0 if they have none.
 
@@ -139,21 +136,13 @@ def write_base(
             if clock:
                 write_all(storage, fd, encode_mark(header.seed, clock, CLOCK))
                 size += HEADER.size
-            waiting = 0
-            for effect in effects(entries):
-                encoder.add(effect)
-                waiting += HEADER.size + len(effect)
-                if waiting >= _FLUSH:
-                    write_all(storage, fd, encoder.pending())
-                    encoder.commit()
-                    size += waiting
-                    waiting = 0
-                    if size - synced >= _SYNC_STEP:
-                        storage.fdatasync(fd)
-                        synced = size
-                    yield
-            write_all(storage, fd, encoder.pending())
-            size += waiting
+            for _ in store.save(encoder, _FLUSH):
+                size += _write_records(storage, fd, encoder)
+                if size - synced >= _SYNC_STEP:
+                    storage.fdatasync(fd)
+                    synced = size
+                yield
+            size += _write_records(storage, fd, encoder)
             storage.fsync(fd)
         finally:
             storage.close(fd)
@@ -165,16 +154,12 @@ def write_base(
     return Base(number, sequence, encoder.sequence - 1, size)
 
 
-def effects(entries: Entries) -> Iterator[bytes]:
-    """Yield the effects that make these entries, as (key, string or (score, member) pairs, deadline)."""
-    for key, value, when in entries:
-        if isinstance(value, bytes):
-            yield encode_request((b"set", key, value))
-        else:
-            for score, member in value:
-                yield encode_request((b"zadd", key, repr(score).encode(), member))
-        if when:
-            yield encode_request((b"pexpireat", key, b"%d" % when))
+def _write_records(storage: Storage, fd: int, encoder: RecordEncoder) -> int:
+    """Write the records that wait, and forget them; return their bytes."""
+    records = encoder.pending()
+    write_all(storage, fd, records)
+    encoder.commit()
+    return len(records)
 
 
 def fold(
@@ -214,7 +199,7 @@ def fold(
         else:
             sequence = reader.sequence
     writing = write_base(
-        *(storage, directory, store.entries()),
+        *(storage, directory, store),
         shard=shard,
         generation=generation,
         number=closed[-1],

@@ -65,7 +65,7 @@ from imds.protocol import (
 from imds.shard import expiry, keys, strings, zalgebra, zsets  # noqa: F401  (they register their commands)
 from imds.shard.arguments import parse_integer, parse_score
 from imds.shard.keyspace import FUNCTIONS, MAX_STRING, Function, Pair, Refused, encode
-from imds.shard.record import RecordEncoder, each_record, pack_effects, split_effect
+from imds.shard.record import HEADER, RecordEncoder, each_record, pack_effects, split_effect
 from imds.shard.sortedset import SortedSet
 
 # Bytes that CPython takes (measured by tracemalloc over 10^5 keys, as tests/shard/test_store.py does).
@@ -897,6 +897,21 @@ class UnifiedStore:
         for key, value in self._table.items():
             yield key, value if isinstance(value, bytes) else value.range(-inf, inf), when(key, 0)
 
+    def save(self, log: RecordEncoder, room: int) -> Iterator[None]:
+        """Add to ``log`` the effects that make the data, least recently used key first.
+
+        Yields whenever ``log`` has ``room`` bytes or more, for them to be taken. Raises RuntimeError if a
+        command runs in between.
+        """
+        size = 0
+        for entry in self.entries():
+            for effect in effects(*entry):
+                log.add(effect)
+                size += HEADER.size + len(effect)
+                if size >= room:
+                    yield
+                    size = 0
+
     def digest(self) -> int:
         """Return 64 bits that are equal for equal data, whatever the order of use. O(data).
 
@@ -984,6 +999,17 @@ EFFECTS = {
     b"persist": 2,
     b"rename": 3,
 }
+
+
+def effects(key: bytes, value: bytes | list[Pair], when: int) -> Iterator[bytes]:
+    """Yield the effects that make an entry as :meth:`UnifiedStore.entries` has it."""
+    if isinstance(value, bytes):
+        yield encode_request((b"set", key, value))
+    else:
+        for score, member in value:
+            yield encode_request((b"zadd", key, repr(score).encode(), member))
+    if when:
+        yield encode_request((b"pexpireat", key, b"%d" % when))
 
 
 def _set_value(records: bytes, start: int, end: int) -> int:

@@ -347,7 +347,7 @@ class Worker:
             if self._stopping:
                 return
         if self._aof.suspect:
-            for _ in self._aof.renew(self._store.entries()):
+            for _ in self._aof.renew(self._store):
                 self._turn(0)
                 if self._stopping:
                     return

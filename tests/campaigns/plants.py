@@ -33,7 +33,7 @@ from imds.shard import worker as worker_module
 from imds.shard.aof import Aof
 from imds.shard.links import Grant, Links
 from imds.shard.record import RecordEncoder
-from imds.shard.store import HOT, UnifiedStore
+from imds.shard.store import HOT, UnifiedStore, effects
 from imds.shard.worker import Worker
 from imds.storage import Storage
 
@@ -188,16 +188,34 @@ def old_segments_go_before_the_manifest(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Aof, "adopt", adopt)
 
 
+class Forgetful:
+    """A store of which a base gets some effects only."""
+
+    def __init__(self, store: UnifiedStore, keep: Callable[[list[bytes]], list[bytes]]) -> None:
+        self._store = store
+        self._keep = keep
+
+    def save(self, log: RecordEncoder, room: int) -> Iterator[None]:
+        for effect in self._keep([one for entry in self._store.entries() for one in effects(*entry)]):
+            log.add(effect)
+        return iter(())
+
+
+def forget(patch: pytest.MonkeyPatch, keep: Callable[[list[bytes]], list[bytes]]) -> None:
+    plain = rewrite_module.write_base
+    patch.setattr(
+        rewrite_module,
+        "write_base",
+        lambda storage, directory, store, **rest: plain(storage, directory, Forgetful(store, keep), **rest),
+    )
+
+
 def base_forgets_a_key(patch: pytest.MonkeyPatch) -> None:
-    plain = rewrite_module.effects
-    patch.setattr(rewrite_module, "effects", lambda entries: list(plain(entries))[1:])
+    forget(patch, lambda effects: effects[1:])
 
 
 def base_forgets_deadlines(patch: pytest.MonkeyPatch) -> None:
-    plain = rewrite_module.effects
-    patch.setattr(
-        rewrite_module, "effects", lambda entries: [one for one in plain(entries) if b"pexpireat" not in one]
-    )
+    forget(patch, lambda effects: [one for one in effects if b"pexpireat" not in one])
 
 
 def effects_of_a_command_are_several_records(patch: pytest.MonkeyPatch) -> None:

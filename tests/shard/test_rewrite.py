@@ -53,7 +53,7 @@ class Shard:
             for _ in self.aof.load(self.store.replay):
                 pass
             if self.aof.suspect:
-                for _ in self.aof.renew(self.store.entries()):
+                for _ in self.aof.renew(self.store):
                     pass
         except BaseException:
             self.close()

@@ -1022,6 +1022,38 @@ def test_entries_of_a_changing_store_raise(shard):
     assert inf > len(list(shard.store.entries())) == 9
 
 
+def test_saving_a_changing_store_raises(shard):
+    for number in range(10):
+        shard(b"set", b"%d" % number, b"v")
+    log = type(shard.store.log)(SEED)
+    walk = shard.store.save(log, 100)
+    next(walk)
+    assert len(log.pending()) >= 100
+    shard(b"del", b"5")
+    with pytest.raises(RuntimeError):
+        list(walk)
+
+
+def test_what_is_saved_is_the_data(variant):
+    shard = Shard(variant)
+    shard.store.now = 5
+    for number in range(300):
+        shard(b"set", b"%d" % number, b"v" * number)
+    shard(b"zadd", b"z", *(part for number in range(300) for part in (b"%d.5" % number, b"m%d" % number)))
+    shard(b"pexpireat", b"z", b"5000")
+    shard(b"pexpireat", b"7", b"6000")
+    for room in (1, 4096, 1 << 30):
+        log = type(shard.store.log)(SEED)
+        copy = Shard(variant)
+        for _ in shard.store.save(log, room):
+            assert len(log.pending()) >= room
+            copy.store.replay(log.pending())
+            log.commit()
+        copy.store.replay(log.pending())
+        copy.store.check()
+        assert list(copy.store.entries()) == list(shard.store.entries())
+
+
 def test_keys_and_values_of_every_size(shard):
     sizes = [*range(70), 127, 128, 255, 256, 4095, 4096, 65535, 65536, 1 << 20]
     for size in sizes:
