@@ -30,6 +30,7 @@ from imds.protocol import MAX_REQUEST, U32, Buffer
 
 HEADER = Struct(">QIQ")  # checksum, length, sequence
 _HASHED = Struct(">IQ")  # the part of the header that the checksum covers
+_pack_hashed = _HASHED.pack
 _CHECKSUM = 8
 
 # One effect is at most what a request could have asked for, perhaps in another spelling. The effects of one
@@ -54,10 +55,10 @@ class RecordEncoder:
 
     def add(self, effect: bytes) -> None:
         """Append the record of ``effect``, a request frame."""
-        body = _HASHED.pack(len(effect), self.sequence) + effect
-        self._parts.append(xxh64_digest(body, self.seed))
-        self._parts.append(body)
-        self.sequence += 1
+        sequence = self.sequence
+        body = _pack_hashed(len(effect), sequence) + effect
+        self._parts += (xxh64_digest(body, self.seed), body)
+        self.sequence = sequence + 1
 
     def pending(self) -> bytes:
         """Return the records added since the last commit or rollback, back to back."""

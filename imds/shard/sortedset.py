@@ -51,11 +51,11 @@ class Chunk:
 
     def place(self, score: float, member: bytes) -> int:
         """Return how many pairs are less than this one. O(log n)."""
-        scores = self.scores
+        scores, members = self.scores, self.members
         at = bisect_left(scores, score)
-        if at < len(scores) and scores[at] == score:
-            return bisect_left(self.members, member, at, bisect_right(scores, score, at))
-        return at
+        if at == len(scores) or scores[at] != score or members[at] >= member:  # mostly
+            return at
+        return bisect_left(members, member, at + 1, bisect_right(scores, score, at + 1))
 
 
 class SortedSet:
@@ -134,10 +134,13 @@ class SortedSet:
 
     def place(self, score: float, member: bytes) -> int:
         """Return how many pairs come before (score, member). O(log n)."""
+        chunks = self._chunks
+        if len(chunks) == 1:
+            return chunks[0].place(score, member)
         at = self._last.place(score, member)
-        if at == len(self._chunks):
+        if at == len(chunks):
             return len(self)
-        rank = self._chunks[at].place(score, member)
+        rank = chunks[at].place(score, member)
         tree = self._tree
         if tree is None:
             tree = self._tree = self._lengths()
@@ -162,29 +165,26 @@ class SortedSet:
 
     def _put_in(self, score: float, member: bytes) -> None:
         last, chunks = self._last, self._chunks
-        at = last.place(score, member)
-        if at < len(chunks):
-            chunk = chunks[at]
-            place = chunk.place(score, member)
-            chunk.scores.insert(place, score)
-            chunk.members.insert(place, member)
-        elif chunks:
-            at -= 1
-            chunk = chunks[at]
-            chunk.scores.append(score)
-            chunk.members.append(member)
-            last.scores[at], last.members[at] = score, member
-        else:
+        if not chunks:
             self._replace(0, 0, [Chunk(array("d", [score]), [member])])
             return
-        if len(chunk.members) > 2 * LOAD:
+        end = len(chunks) - 1
+        at = min(last.place(score, member), end) if end else 0
+        chunk = chunks[at]
+        place = chunk.place(score, member)
+        chunk.scores.insert(place, score)
+        chunk.members.insert(place, member)
+        size = len(chunk.members)
+        if size > 2 * LOAD:
             self._replace(at, at + 1, _halves(chunk.scores, chunk.members))
-        else:
-            self._count(at, 1)
+            return
+        if place == size - 1:
+            last.scores[at], last.members[at] = score, member
+        self._count(at, 1)
 
     def _take_out(self, score: float, member: bytes) -> None:
         last, chunks = self._last, self._chunks
-        at = last.place(score, member)
+        at = last.place(score, member) if len(chunks) > 1 else 0
         chunk = chunks[at]
         place = chunk.place(score, member)
         del chunk.scores[place], chunk.members[place]
@@ -198,7 +198,8 @@ class SortedSet:
         elif not size:
             self._replace(at, at + 1, [])
         else:
-            last.scores[at], last.members[at] = chunk.scores[-1], chunk.members[-1]
+            if place == size:
+                last.scores[at], last.members[at] = chunk.scores[-1], chunk.members[-1]
             self._count(at, -1)
 
     def _replace(self, start: int, stop: int, chunks: list[Chunk]) -> None:

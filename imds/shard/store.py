@@ -167,6 +167,16 @@ class UnifiedStore:
             if name in HOT or name in FUNCTIONS
             for spelling in (name.encode(), name.upper().encode())
         }
+        # How requests of a hot form in lower case begin: number of tokens, name with its length.
+        # Each leads to its method, the number of arguments, and whether it is a write.
+        self._heads = {
+            U32U32.pack(tokens, len(name)) + name.encode(): (
+                getattr(self, f"cmd_{name}"),
+                tokens - 1,
+                COMMANDS[name].write,
+            )
+            for name, tokens in HOT.items()
+        }
         self._hooks = dict(hooks or {})
 
     @property
@@ -187,6 +197,8 @@ class UnifiedStore:
         peek, pack = _PEEK.unpack_from, U32U32.pack
         table, limit, timed = self._table, self.max_response, self._deadlines
         find, touch, last = table.get, table.move_to_end, self._last
+        heads, u32 = self._heads, _u32
+        arguments: list[bytes] = []
         out: list[bytes] = []
         emit = out.append
         pos, size, hits = 0, len(data), 0
@@ -234,11 +246,28 @@ class UnifiedStore:
                         emit(reply)
                         continue
                     if head == _SET and (value_at := key_at + key_size + 4) <= end and self.readonly is None:
-                        stop = value_at + U32.unpack_from(data, value_at - 4)[0]
+                        stop = value_at + u32(data, value_at - 4)[0]
                         if stop <= end:
                             reply = self.cmd_set(
                                 data[at:stop], data[key_at : value_at - 4], data[value_at:stop]
                             )
+                            total += len(reply)
+                            emit(reply)
+                            at = stop
+                            continue
+                    name_end = at + 8 + data[at + 7]
+                    if (found := heads.get(data[at:name_end])) is not None:
+                        method, left, write = found
+                        stop = name_end
+                        arguments.clear()
+                        while left and (start := stop + 4) <= end:
+                            stop = start + u32(data, stop)[0]
+                            arguments.append(data[start:stop])
+                            left -= 1
+                        if not left and stop <= end and not (write and self.readonly is not None):
+                            reply = method(data[at:stop] if write else b"", *arguments)
+                            if total + len(reply) > limit and len(reply) > SHORT:
+                                reply = _TOO_LONG
                             total += len(reply)
                             emit(reply)
                             at = stop
@@ -354,14 +383,20 @@ class UnifiedStore:
 
     def cmd_set(self, frame: bytes, key: bytes, value: bytes) -> bytes:
         """Make the key hold a string, whatever it held before."""
-        old = self._find(key)
+        table, timed = self._table, self._deadlines
+        old = None if key in timed and self._is_over(key) else table.get(key)
+        if old is not None:
+            table.move_to_end(key)
         cost = KEY_COST + len(key) + VALUE_COST + len(value)
-        change = cost if old is None else cost - self._cost(key, old)
+        if type(old) is bytes and key not in timed:  # mostly
+            change = len(value) - len(old)
+        else:
+            change = cost if old is None else cost - self._cost(key, old)
         if (self.capacity or self.maxmemory) and (refusal := self._make_room(old is None, change, cost)):
             return refusal
-        self._undo.append((key, old, self._deadlines.pop(key, 0)))
+        self._undo.append((key, old, timed.pop(key, 0) if timed else 0))
         self.log.add(frame)
-        self._table[key] = value
+        table[key] = value
         self._last[key] = self._second
         self.used += change
         return _DONE
