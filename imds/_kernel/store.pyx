@@ -162,9 +162,9 @@ ctypedef struct Request:
     Item *entry              # where the key was found ahead of time, or NULL: a hint
     uint64_t member_hash     # of a member whose chain has been fetched, or 0
 
-# What lies ahead of the request that is run: each is parsed once, AHEAD requests early, and the memory that it will
-# need is fetched meanwhile, in steps: its chain in the table, its entry, the entry's neighbours in the ring and the chain
-# of a member in its sorted set, the member's node.
+# What lies ahead of the request that is run, or the record that is replayed: each is parsed once, AHEAD requests early,
+# and the memory that it will need is fetched meanwhile, in steps: its chain in the table, its entry, the entry's
+# neighbours in the ring and the chain of a member in its sorted set, the member's node.
 cdef enum:
     AHEAD = 16
 
@@ -499,14 +499,15 @@ cdef void look_ahead(Reader *reader, size_t run, const Table *table) noexcept no
 
 cdef void read_record(Reader *reader, const Table *table) noexcept nogil:
     """Read one record more: its first effect, which is mostly all of it, becomes a request."""
-    cdef const uint8_t *at = reader.data + reader.pos + RECORD_HEADER
+    cdef const uint8_t *at = reader.data + reader.pos
     cdef size_t left = reader.size - reader.pos
-    cdef uint32_t length = get_u32(at - RECORD_HEADER + 8) if left >= RECORD_HEADER else 0
-    if left < RECORD_HEADER or length > left - RECORD_HEADER:
-        length = 0  # there is no record
-        reader.pos = reader.size
-    else:
+    cdef size_t length = 0
+    if left >= RECORD_HEADER and get_u32(at + 8) <= left - RECORD_HEADER:
+        length = get_u32(at + 8)
+        at += RECORD_HEADER
         reader.pos += RECORD_HEADER + length
+    else:
+        reader.pos = reader.size  # what is left is no record, and no request
     take_request(reader, at, at + length, table)
 
 
