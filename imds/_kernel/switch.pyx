@@ -186,6 +186,14 @@ fill_rows()
 
 # -- what the router sees ------------------------------------------------------------------------------
 
+# See the twin in ``imds/router/turns.py``.
+ctypedef struct Policy:
+    Py_ssize_t window
+    size_t gather
+    size_t hold
+    double wait
+
+
 cdef class Client:
     """One client's side of the switch; see the twin. ``out`` is how many bytes of replies wait."""
 
@@ -1032,10 +1040,7 @@ cdef class Switch:
         self,
         int poll,
         int milliseconds,
-        Py_ssize_t window,
-        size_t gather,
-        size_t hold,
-        double wait,
+        const Policy *policy,
         News news,
     ) except -1:
         """Wait, receive, send; see ``turn``, below. Returns whether there was anything to do."""
@@ -1048,7 +1053,7 @@ cdef class Switch:
         cdef list answered = []
         cdef list held
         if PyList_GET_SIZE(self.held):
-            index = <int>(wait * 1000 + 0.999)
+            index = <int>(policy.wait * 1000 + 0.999)
             milliseconds = index if milliseconds < 0 or index < milliseconds else milliseconds
         count = poll_gather(poll, events, EVENTS, 0 if gathered else milliseconds)
         for index in range(count):
@@ -1058,7 +1063,7 @@ cdef class Switch:
             if type(known) is Client:
                 client = <Client>known
                 if client.plain:
-                    self._receive_plain(client, window, news.ended, news.changed, news.questions)
+                    self._receive_plain(client, policy.window, news.ended, news.changed, news.questions)
                     readable += 1
                     continue
             elif known is not None:
@@ -1066,17 +1071,17 @@ cdef class Switch:
                     self._receive_ready(<int>known, fd, news, answered)
                 continue
             news.events.append((fd, mask))
-        if readable > 1 and self._waiting() < gather and self.gathers < GATHER_ROUNDS and not news.any():
+        if readable > 1 and self._waiting() < policy.gather and self.gathers < GATHER_ROUNDS and not news.any():
             self.gathers += 1
         else:
             self.gathers = 0
             self._flush_links(news)
         if PyList_GET_SIZE(answered):
-            held = [] if hold else None
-            self._flush_plain(answered, hold, news.changed, held)
+            held = [] if policy.hold else None
+            self._flush_plain(answered, policy.hold, news.changed, held)
             if held:
                 if not self.held:
-                    self.held_until = poll_clock() + wait
+                    self.held_until = poll_clock() + policy.wait
                 self.held += held
         if PyList_GET_SIZE(self.held) and poll_clock() >= self.held_until:
             held, self.held = self.held, []
@@ -1209,25 +1214,19 @@ cdef class News:
         )
 
 
-def turn(
-    Switch switch not None,
-    selector,
-    timeout,
-    Py_ssize_t window,
-    size_t gather,
-    size_t hold,
-    double wait,
-):
+def turn(Switch switch not None, selector, timeout, policy):
     """Take one turn of the router's loop; see the twin in ``imds/router/turns.py``."""
     cdef int poll
     cdef Rounds rounds
     cdef News news
+    cdef Policy figures
     if not HAVE_EPOLL or type(selector) is not EPOLL:
-        return _turns.turn(switch, selector, timeout, window, gather, hold, wait)
+        return _turns.turn(switch, selector, timeout, policy)
+    figures.window, figures.gather, figures.hold, figures.wait = policy
     news = News.__new__(News)
     poll = selector.fileno()
     rounds = rounds_begin(poll_milliseconds(timeout), TURN)
-    while switch._round(poll, rounds.milliseconds, window, gather, hold, wait, news) and not news.any():
+    while switch._round(poll, rounds.milliseconds, &figures, news) and not news.any():
         if not rounds_go_on(&rounds):
             break
     return news if news.any() else None

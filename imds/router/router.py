@@ -34,7 +34,7 @@ from imds.hashslots import SlotMap
 from imds.process import Signals, raise_descriptor_limit, set_schedule, start_logging
 from imds.protocol import encode_error
 from imds.router.gather import ShardStatus
-from imds.router.kernel import NOTICE, Client, LinkError, News, Switch, turn
+from imds.router.kernel import NOTICE, Client, LinkError, News, Policy, Switch, turn
 from imds.router.requests import Requests
 from imds.router.session import Session
 
@@ -50,6 +50,7 @@ HOLD_BYTES = 16 << 10
 # Requests of several clients wait for those of others that have arrived meanwhile, until they are as much as
 # this or there are none: a shard then wakes up for more of them.
 GATHER = 4 << 10
+POLICY = Policy(WINDOW, GATHER, HOLD_BYTES, HOLD)
 ACCEPTS = 64  # connections accepted per wake-up
 LINGER = 2.0  # seconds
 LINGER_DRAINING = 0.2  # seconds: an idle client must not hold up a stop
@@ -130,7 +131,7 @@ class Router:
         self._accept(True)
         self.channel.send("ready")
         while True:
-            news = turn(self._switch, selector, self._timeout(), WINDOW, GATHER, HOLD_BYTES, HOLD)
+            news = turn(self._switch, selector, self._timeout(), POLICY)
             if news is not None:
                 self._act_on(news)
             if self._dirty:

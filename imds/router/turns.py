@@ -23,12 +23,26 @@ from __future__ import annotations
 
 import time
 from selectors import EVENT_READ, BaseSelector
-from typing import Any
+from typing import Any, NamedTuple
 
 from imds.rounds import Rounds
 from imds.router.switch import Asked, Client, LinkError, Switch
 
 GATHER_ROUNDS = 8
+
+
+class Policy(NamedTuple):
+    """What a turn keeps back, and for how long: figures of the router's.
+
+    ``window`` is that of ``receive_all``. Requests of several clients are gathered while they are under
+    ``gather`` bytes. Replies that stop in the midst of a turn, and are under ``hold`` bytes, are held back
+    for ``wait`` seconds.
+    """
+
+    window: int
+    gather: int
+    hold: int
+    wait: float
 
 
 class News:
@@ -64,20 +78,15 @@ def turn(
     switch: Switch,
     selector: BaseSelector,
     timeout: float | None,
-    window: int,
-    gather: int,
-    hold: int,
-    wait: float,
+    policy: Policy,
 ) -> News | None:
     """Wait for ``timeout`` seconds at most (None: for ever), act on what came, return what is left to do.
 
-    The selector has every client and link by its descriptor. ``window`` is that of ``receive_all``. Requests
-    of several clients are gathered while they are under ``gather`` bytes. Replies that stop in the midst of a
-    turn, and are under ``hold`` bytes, are held back for ``wait`` seconds.
+    The selector has every client and link by its descriptor.
     """
     news = News()
     rounds = Rounds(timeout)
-    while _round(switch, selector, timeout, window, gather, hold, wait, news) and not news:
+    while _round(switch, selector, timeout, policy, news) and not news:
         timeout = rounds.left()
         if timeout <= 0:
             break
@@ -88,15 +97,12 @@ def _round(
     switch: Switch,
     selector: BaseSelector,
     timeout: float | None,
-    window: int,
-    gather: int,
-    hold: int,
-    wait: float,
+    policy: Policy,
     news: News,
 ) -> bool:
     """Wait, receive, send; return whether there was anything to do."""
     if switch.held:
-        timeout = wait if timeout is None else min(wait, timeout)
+        timeout = policy.wait if timeout is None else min(policy.wait, timeout)
     readable: list[Client] = []
     answered: list[Client] = []
     gathered = switch.gathers > 0
@@ -111,18 +117,18 @@ def _round(
         else:
             news.events.append((key.fd, mask))
     if readable:
-        news.ended, news.changed, news.questions = switch.receive_all(readable, window)
+        news.ended, news.changed, news.questions = switch.receive_all(readable, policy.window)
     if (
         len(readable) > 1
         and switch.gathers < GATHER_ROUNDS
-        and sum(map(switch.backlog, range(switch.shards))) < gather
+        and sum(map(switch.backlog, range(switch.shards))) < policy.gather
         and not news
     ):
         switch.gathers += 1
     else:
         switch.gathers = 0
         _flush_links(switch, news)
-    _flush(switch, answered, news, hold, wait)
+    _flush(switch, answered, news, policy)
     return bool(events) or gathered
 
 
@@ -153,11 +159,11 @@ def _receive_link(switch: Switch, shard: int, fd: int, news: News, answered: lis
     news.answers += [(shard, token, reply) for token, reply in answers]
 
 
-def _flush(switch: Switch, answered: list[Client], news: News, hold: int, wait: float) -> None:
-    changed, held = switch.flush_all(answered, hold)
+def _flush(switch: Switch, answered: list[Client], news: News, policy: Policy) -> None:
+    changed, held = switch.flush_all(answered, policy.hold)
     news.changed += changed
     if held and not switch.held:
-        switch.held_until = time.monotonic() + wait
+        switch.held_until = time.monotonic() + policy.wait
     switch.held += held
     if switch.held and time.monotonic() >= switch.held_until:
         held, switch.held = switch.held, []

@@ -47,7 +47,7 @@ class Loop:
         return client, wire
 
     def turn(self, timeout: float | None = 0, gather: int = 0, hold: int = 0, wait: float = 0.001) -> Any:
-        return self.turn_(self.switch, self.selector, timeout, WINDOW, gather, hold, wait)
+        return self.turn_(self.switch, self.selector, timeout, twin.Policy(WINDOW, gather, hold, wait))
 
     def serve(self, shard: int) -> int:
         """Answer what the shard's socket has; return how many requests that were."""
