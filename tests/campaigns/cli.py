@@ -24,7 +24,7 @@ CAMPAIGNS = {
     "machine": ("machine", 5_000, "examples", "a whole server against a dict, restarts and all"),
     "kills": ("kills", 1_000, "kills", "SIGKILL of any process of a real server under traffic"),
     "straces": ("straces", 3, "times each", "system calls of a real server fail, by strace"),
-    "plants": ("plants", 100, "trials each", "bugs planted in the code: the campaigns catch each of them"),
+    "plants": ("plants", 1000, "trials each", "bugs planted in the code: the campaigns catch each of them"),
     "histories": ("histories", 1_000, "histories", "linearizability of what clients see, with kills"),
 }
 
