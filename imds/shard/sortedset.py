@@ -134,13 +134,12 @@ class SortedSet:
 
     def place(self, score: float, member: bytes) -> int:
         """Return how many pairs come before (score, member). O(log n)."""
-        chunks = self._chunks
-        if len(chunks) == 1:
-            return chunks[0].place(score, member)
-        at = self._last.place(score, member)
-        if at == len(chunks):
-            return len(self)
-        rank = chunks[at].place(score, member)
+        if not self._chunks:
+            return 0
+        at = self._chunk_of(score, member)
+        rank = self._chunks[at].place(score, member)
+        if not at:
+            return rank
         tree = self._tree
         if tree is None:
             tree = self._tree = self._lengths()
@@ -163,13 +162,17 @@ class SortedSet:
                 break
         return pairs
 
+    def _chunk_of(self, score: float, member: bytes) -> int:
+        """Return which chunk has this pair, or would have it. O(log chunks)."""
+        end = len(self._chunks) - 1
+        return min(self._last.place(score, member), end) if end else 0
+
     def _put_in(self, score: float, member: bytes) -> None:
         last, chunks = self._last, self._chunks
         if not chunks:
             self._replace(0, 0, [Chunk(array("d", [score]), [member])])
             return
-        end = len(chunks) - 1
-        at = min(last.place(score, member), end) if end else 0
+        at = self._chunk_of(score, member)
         chunk = chunks[at]
         place = chunk.place(score, member)
         chunk.scores.insert(place, score)
@@ -184,7 +187,7 @@ class SortedSet:
 
     def _take_out(self, score: float, member: bytes) -> None:
         last, chunks = self._last, self._chunks
-        at = last.place(score, member) if len(chunks) > 1 else 0
+        at = self._chunk_of(score, member)
         chunk = chunks[at]
         place = chunk.place(score, member)
         del chunk.scores[place], chunk.members[place]

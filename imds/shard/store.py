@@ -221,12 +221,12 @@ class UnifiedStore:
             at = pos + envelope.REQUEST.size
             for done in range(count):
                 key_at = at + _PEEK.size
+                reply = None
                 if key_at <= end:
                     head, key_size = peek(data, at)
                     if head == _GET and (stop := key_at + key_size) <= end:
                         key = data[key_at:stop]
                         value = find(key)
-                        at = stop
                         if (
                             type(value) is bytes
                             and total + (here := len(value) + 8) <= limit
@@ -238,27 +238,20 @@ class UnifiedStore:
                             total += here
                             emit(pack(here - 4, OK))
                             emit(value)
+                            at = stop
                             continue
                         reply = self.cmd_get(b"", key)
-                        if total + len(reply) > limit and len(reply) > SHORT:
-                            reply = _TOO_LONG
-                        total += len(reply)
-                        emit(reply)
-                        continue
-                    if head == _SET and (value_at := key_at + key_size + 4) <= end and self.readonly is None:
+                    elif (
+                        head == _SET and (value_at := key_at + key_size + 4) <= end and self.readonly is None
+                    ):
                         stop = value_at + u32(data, value_at - 4)[0]
                         if stop <= end:
                             reply = self.cmd_set(
                                 data[at:stop], data[key_at : value_at - 4], data[value_at:stop]
                             )
-                            total += len(reply)
-                            emit(reply)
-                            at = stop
-                            continue
-                    name_end = at + 8 + data[at + 7]
-                    if (found := heads.get(data[at:name_end])) is not None:
+                    elif (found := heads.get(data[at : at + 8 + data[at + 7]])) is not None:
                         method, left, write = found
-                        stop = name_end
+                        stop = at + 8 + data[at + 7]
                         arguments.clear()
                         while left and (start := stop + 4) <= end:
                             stop = start + u32(data, stop)[0]
@@ -266,21 +259,16 @@ class UnifiedStore:
                             left -= 1
                         if not left and stop <= end and not (write and self.readonly is not None):
                             reply = method(data[at:stop] if write else b"", *arguments)
-                            if total + len(reply) > limit and len(reply) > SHORT:
-                                reply = _TOO_LONG
-                            total += len(reply)
-                            emit(reply)
-                            at = stop
-                            continue
-                tokens, stop = _tokens(data, at, end)
-                if stop < 0:
-                    total += len(_MALFORMED) * (count - done)
-                    emit(_MALFORMED * (count - done))
-                    break
-                self.hits += hits  # a hook may want to know
-                hits = 0
-                self._room = max(limit - total, SHORT)
-                reply = self._answer(data[at:stop], tokens)
+                if reply is None:
+                    tokens, stop = _tokens(data, at, end)
+                    if stop < 0:
+                        total += len(_MALFORMED) * (count - done)
+                        emit(_MALFORMED * (count - done))
+                        break
+                    self.hits += hits  # a hook may want to know
+                    hits = 0
+                    self._room = max(limit - total, SHORT)
+                    reply = self._answer(data[at:stop], tokens)
                 if total + len(reply) > limit and len(reply) > SHORT:
                     reply = _TOO_LONG
                 total += len(reply)
