@@ -12,8 +12,8 @@
 A string may be written over by another one that counts the same: an entry's block has all the room that it counts.
 
 The order of use is a ring through an item that is no entry: its ``next`` is the least recently used entry, its
-``older`` the most recently used one. Between entries there may be marks (``marks.pxd``), which have the bit 31 of
-``extra``.
+``older`` the most recently used one. Between entries there may be marks and a place (``marks.pxd``), which have the bit
+31 of ``extra``.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

@@ -82,6 +82,23 @@ cdef class RecordEncoder:
         finally:
             PyBuffer_Release(&view)
 
+    def copy(self, records):
+        """Append records with the effects of ``records``, which are whole."""
+        cdef Py_buffer view
+        cdef size_t pos = 0, size
+        cdef const uint8_t *data
+        PyObject_GetBuffer(records, &view, PyBUF_SIMPLE)
+        try:
+            data = <const uint8_t *>view.buf
+            if not buffer_reserve(&self._pending, <size_t>view.len):
+                raise MemoryError
+            while pos < <size_t>view.len:
+                size = get_u32(data + pos + CHECKSUM)
+                self.put(data + pos + HEADER, size)
+                pos += HEADER + size
+        finally:
+            PyBuffer_Release(&view)
+
     def pending(self):
         """Return the records added since the last commit or rollback, back to back."""
         return PyBytes_FromStringAndSize(<const char *>self._pending.data, <Py_ssize_t>self._pending.size)

@@ -17,6 +17,8 @@ What this file adds to the twin's rules:
 * ``used`` counts what glibc's malloc takes for entries and nodes, and TABLE_SHARE bytes for a place in a table. The
   marks in the order of use (``marks.pxd``) are not counted: where they are most, they take 2 bytes a key.
 * Pointers into a table last until the table changes: an eviction changes it.
+* While the data is saved, a place goes through the ring: what is in front of it has been saved, or is in a set that
+  was saved as a whole since the beginning.
 * No operation takes long but by what it answers: the table grows by one chain at a time, and a large set that is
   gone is freed in the course of the requests that follow, FREED nodes in each.
 """
@@ -61,6 +63,7 @@ from imds._kernel.entry cimport (
 )
 from imds._kernel.executor cimport Executor
 from imds._kernel.marks cimport (
+    IS_PLACE,
     MARK_EVERY,
     Marks,
     is_mark,
@@ -755,9 +758,19 @@ cdef class UnifiedStore(Executor):
     cdef uint64_t _seen      # the ``now`` that it was moved on by
     cdef uint32_t _second    # of the clock
     cdef uint64_t _uses      # since a mark was added
+    cdef uint64_t _past_uses # before that
+    cdef readonly uint64_t unmet
+    cdef bint _saving
+    cdef Item _place         # in the ring while the data is saved: what is in front of it has been, or was used since
+    cdef uint64_t _saved_at  # how many uses there had been then
+    cdef bytes _rest         # the key of a set that is saved in parts, or None; and the pair with which it goes on
+    cdef double _rest_score
+    cdef bytes _rest_member
+    cdef set _whole          # the keys of sets that were saved in parts, all of them
 
     def __cinit__(self):
         self._ring.next = self._ring.second.older = &self._ring
+        self._place.extra = IS_PLACE
         self._dice = int.from_bytes(urandom(8), "big") | 1
         if not table_init(&self._table, int.from_bytes(urandom(8), "big")):
             raise MemoryError
@@ -771,8 +784,11 @@ cdef class UnifiedStore(Executor):
         self._hooks = dict(hooks or {})
 
     def __dealloc__(self):
-        cdef Item *entry = self._ring.next
+        cdef Item *entry
         cdef Item *next
+        if self._saving:
+            ring_remove(&self._place)
+        entry = self._ring.next
         self._forget()
         while self._gone != NULL:
             self._free_some(<size_t>-1)
@@ -2133,7 +2149,7 @@ cdef class UnifiedStore(Executor):
     cdef bint _evict(self) noexcept:
         """Remove the least recently used key; False if there is no memory to log it."""
         marks_trim(&self._marks, &self._ring)
-        if not self._remove(self._ring.next):
+        if not self._remove(past_marks(self._ring.next)):
             return False
         self.evictions += 1
         self._evicted += 1
@@ -2168,6 +2184,7 @@ cdef class UnifiedStore(Executor):
             self._mark()
 
     cdef void _mark(self) noexcept:
+        self._past_uses += self._uses
         self._uses = 0
         marks_add(&self._marks, &self._ring, self._second, self._table.count)
 
@@ -2247,6 +2264,8 @@ cdef class UnifiedStore(Executor):
         cdef size_t size = sizeof(Zset *) if is_set(entry) else size_of(entry)
         cdef size_t before = entry_bytes(key.size, size, is_timed(entry))
         cdef size_t after = entry_bytes(to.size, size, is_timed(entry))
+        if self._saving:
+            self._save_anew(to)
         ring_touch(&self._ring, entry)
         refusal = self._make_room(False, <int64_t>after - <int64_t>before, entry_cost(entry) - before + after)
         if refusal is not None:
@@ -2355,8 +2374,8 @@ cdef class UnifiedStore(Executor):
     def flush(self):
         """Remove every key."""
         marks_trim(&self._marks, &self._ring)
-        while self._ring.next != &self._ring:
-            if not self._remove(self._ring.next):
+        while self._table.count:
+            if not self._remove(past_marks(self._ring.next)):
                 raise MemoryError
             marks_trim(&self._marks, &self._ring)
 
@@ -2792,19 +2811,25 @@ cdef class UnifiedStore(Executor):
                 if not self._reserve(0):
                     raise MemoryError
                 self._ztake(entry, node)
-        elif entry == NULL:
+        elif kind == MOVE and key.size == second.size and memory.memcmp(key.at, second.at, key.size) == 0:
             return False
+        elif kind == SET_DEADLINE and not (read_number(second, INT_MAX, &number) and number):
+            return False
+        elif kind == WRITE_AT and not read_number(second, MAX_STRING, &number):
+            return False
+        elif entry == NULL:
+            self.unmet += 1
+            if kind == MOVE:
+                entry = self._look(second, table_hash(&self._table, second.at, second.size), True)
+                if entry != NULL and not self._remove(entry):
+                    raise MemoryError
         elif kind == WRITE_AT:
-            if is_set(entry) or not read_number(second, MAX_STRING, &number):
+            if is_set(entry):
                 return False
             refusal = self._write_at(entry, <size_t>number, third)
         elif kind == MOVE:
-            if key.size == second.size and memory.memcmp(key.at, second.at, key.size) == 0:
-                return False
             refusal = self._move(entry, second)
         else:
-            if kind == SET_DEADLINE and not (read_number(second, INT_MAX, &number) and number):
-                return False
             refusal = self._set_deadline(entry, number)
         if refusal is not None:
             raise MemoryError
@@ -2844,42 +2869,105 @@ cdef class UnifiedStore(Executor):
             entry = past_marks(entry.next)
 
     def save(self, RecordEncoder log not None, size_t room):
-        """Add the effects that make the data to ``log``; yield whenever it has ``room`` bytes or more."""
-        cdef Item *entry = past_marks(self._ring.next)
-        cdef Item *member = NULL
-        changes = self._changes
-        while True:
-            entry = self._save_some(log, room, entry, &member)
-            if entry == &self._ring:
-                return
-            yield
-            if self._changes != changes:
-                raise RuntimeError("the store changed between two of its entries")
+        """Add the effects that make the data to ``log``; yield after each ``room`` bytes or so, but for the last."""
+        if self._saving:
+            raise RuntimeError("the data is being saved already")
+        self._saving = True
+        self._saved_at = self._past_uses + self._uses
+        self._whole = set()
+        self._place.next = self._ring.next
+        self._place.second.older = &self._ring
+        self._ring.next.second.older = &self._place
+        self._ring.next = &self._place
+        try:
+            while self._save_some(log, room):
+                yield
+        finally:
+            ring_remove(&self._place)
+            self._saving = False
+            self._rest = self._rest_member = None
+            self._whole = None
 
-    cdef Item *_save_some(self, RecordEncoder log, size_t room, Item *entry, Item **member) except NULL:
-        """Go on with ``save``, at an entry and a member of it or NULL, up to ``room`` bytes; return where it stopped."""
-        cdef Item *node = member[0]
-        cdef Token key, second, third
+    cdef bint _save_some(self, RecordEncoder log, size_t room) except -1:
+        """Go on with ``save`` for about ``room`` bytes; return whether there is more.
+
+        What is used meanwhile comes behind the place again, and is saved again: so it has its place in the order of use,
+        and nothing is left out that was not saved before. The place has to move on faster than that.
+        """
+        cdef uint64_t uses = self._past_uses + self._uses
+        cdef uint64_t least = 2 * (uses - self._saved_at), passed = 0
+        cdef size_t limit = log.held() + room
+        cdef Item *entry
+        cdef Token key, text
         cdef uint8_t digits[SCORE_TEXT]
-        while entry != &self._ring and log.held() < room:
+        self._saved_at = uses
+        if self._rest is not None:
+            self._save_rest(log, limit)
+        while self._rest is None and (log.held() < limit or passed < least):
+            entry = past_marks(self._place.next)
+            if entry == &self._ring:
+                return False
+            passed += 1
+            ring_remove(&self._place)
+            self._place.next = entry.next
+            self._place.second.older = entry
+            entry.next.second.older = &self._place
+            entry.next = &self._place
             key = Token(key_of(entry), entry.size)
-            if is_set(entry):
-                if node == NULL:
-                    node = zset_of(entry).head.next
-                second = Token(<const uint8_t *>digits, write_score(digits, node.second.score))
-                third = Token(key_of(node), node.size)
-                save_effect(log, b"zadd", 4, 4, &key, &second, &third)
-                node = node.next
-            else:
-                second = Token(value_of(entry), size_of(entry))
-                save_effect(log, b"set", 3, 3, &key, &second, NULL)
-            if node == NULL:
+            if not is_set(entry):
+                text = Token(value_of(entry), size_of(entry))
+                save_effect(log, b"set", 3, 3, &key, &text, NULL)
                 if when_of(entry):
-                    second = Token(<const uint8_t *>digits, write_digits(digits, when_of(entry)))
-                    save_effect(log, b"pexpireat", 9, 3, &key, &second, NULL)
-                entry = past_marks(entry.next)
-        member[0] = node
-        return entry
+                    text = Token(<const uint8_t *>digits, write_digits(digits, when_of(entry)))
+                    save_effect(log, b"pexpireat", 9, 3, &key, &text, NULL)
+            elif not self._whole or (<char *>key.at)[: key.size] not in self._whole:
+                self._save_set(log, entry, zset_of(entry).head.next, max(limit, log.held() + room))
+        return True
+
+    cdef int _save_rest(self, RecordEncoder log, size_t limit) except -1:
+        """Go on with a set, if it is still one."""
+        cdef Token key = token_of(self._rest)
+        cdef Token member = token_of(self._rest_member)
+        cdef uint64_t *slot = table_find(
+            &self._table, table_hash(&self._table, key.at, key.size), key.at, key.size
+        )
+        cdef bytes name = self._rest
+        cdef Item *entry
+        cdef Zset *zset
+        self._rest = None
+        if slot != NULL and is_set(item_in(slot[0])):
+            entry = item_in(slot[0])
+            zset = zset_of(entry)
+            self._save_set(log, entry, zset_at(zset, zset_place(zset, self._rest_score, member.at, member.size)), limit)
+            if self._rest is None:
+                self._whole.add(name)
+        return 0
+
+    cdef int _save_set(self, RecordEncoder log, Item *entry, Item *node, size_t limit) except -1:
+        """Save a set from a node on; what there is no room for is the rest."""
+        cdef Token key = Token(key_of(entry), entry.size)
+        cdef Token text, member
+        cdef uint8_t digits[SCORE_TEXT]
+        while node != NULL and log.held() < limit:
+            text = Token(<const uint8_t *>digits, write_score(digits, node.second.score))
+            member = Token(key_of(node), node.size)
+            save_effect(log, b"zadd", 4, 4, &key, &text, &member)
+            node = node.next
+        if node != NULL:
+            self._rest = (<char *>key.at)[: key.size]
+            self._rest_score = node.second.score
+            self._rest_member = (<char *>key_of(node))[: node.size]
+        elif when_of(entry):
+            text = Token(<const uint8_t *>digits, write_digits(digits, when_of(entry)))
+            save_effect(log, b"pexpireat", 9, 3, &key, &text, NULL)
+        return 0
+
+    cdef void _save_anew(self, const Token *key) except *:
+        """A key gets what another one holds: it will be met again, and then has to be saved as a whole."""
+        cdef bytes name = (<char *>key.at)[: key.size]
+        self._whole.discard(name)
+        if self._rest == name:
+            self._rest = None
 
     def digest(self):
         """Return 64 bits that are equal for equal data, whatever the order of use. O(data)."""

@@ -60,6 +60,11 @@ class RecordEncoder:
         self._parts += (xxh64_digest(body, self.seed), body)
         self.sequence = sequence + 1
 
+    def copy(self, records: Buffer) -> None:
+        """Append records with the effects of ``records``, which are whole: their numbers become its own."""
+        for _number, start, end in each_record(records):
+            self.add(bytes(records[start:end]))
+
     def pending(self) -> bytes:
         """Return the records added since the last commit or rollback, back to back."""
         return b"".join(self._parts)

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from math import inf
@@ -72,6 +72,8 @@ from imds.shard.sortedset import SortedSet
 KEY_COST = 168  # the key's bytes object without its text, its entry in OrderedDict, its list, and a dict
 VALUE_COST = 40  # the value's bytes object without its text, with what the allocator rounds up
 DEADLINE_COST = 200  # an entry of a dict, a number, a pair in a heap
+
+PART = 100  # pairs of a sorted set that are saved at a time
 
 # Requests in one envelope. Their least replies stay far below the 4 GiB that an envelope's length can say.
 MAX_COUNT = 1 << 24
@@ -160,6 +162,8 @@ class UnifiedStore:
         self._reading = False  # a function that is no write runs
         self._room = 0  # bytes that its reply may have
         self._order: list[tuple[int, bytes]] = []  # what the scans that are under way go through
+        self._unsaved: list[bytes] | None = None  # what is still to be saved, last first; None: nothing is
+        self.unmet = 0
         # Each command with what runs its hot form, and what its others; both usual spellings at once.
         self._fast: dict[bytes, tuple[Command, Callable[..., bytes] | None, Function | None]] = {
             spelling: (command, getattr(self, f"cmd_{name}") if name in HOT else None, FUNCTIONS.get(name))
@@ -643,6 +647,8 @@ class UnifiedStore:
         change = len(to) - len(key)
         self._admit(False, change, self._cost(key, value) + change)
         self._log(encode_request((b"rename", key, to)))
+        if self._unsaved is not None:
+            self._unsaved.append(to)
         if to in self._table:
             self._drop(to)
         when = self._deadlines.get(key, 0)
@@ -842,6 +848,10 @@ class UnifiedStore:
         Nothing is logged, limited, counted or undone by it, nothing meets its deadline, and nothing may wait
         for commit or rollback. Raises ValueError for a record that is no write of this version; those before
         it have been applied.
+
+        An effect that needs a key that is not here does nothing, but a ``rename`` still removes what it would
+        have replaced: in a base that is so for a key that comes further on (:meth:`save`). ``unmet`` counts
+        them.
         """
         records = bytes(records)
         kept = self.log, self.capacity, self.maxmemory, self.readonly, self.now
@@ -884,20 +894,24 @@ class UnifiedStore:
             self.ztake(key, rest[0])
         elif name == b"setrange":
             offset = parse_integer(rest[0])
-            if offset is None or not 0 <= offset <= MAX_STRING or not isinstance(value, bytes):
+            if offset is None or not 0 <= offset <= MAX_STRING or isinstance(value, SortedSet):
                 return False
-            self.write_at(key, offset, rest[1])
-        elif value is None:
-            return False
+            if value is not None:
+                self.write_at(key, offset, rest[1])
         elif name == b"rename":
             if key == rest[0]:
                 return False
-            self.move(key, rest[0])
+            if value is not None:
+                self.move(key, rest[0])
+            else:
+                self.remove(rest[0])
         else:
             when = parse_integer(rest[0]) if rest else 0
             if when is None or when < bool(rest):
                 return False
-            self.set_deadline(key, when)
+            if value is not None:
+                self.set_deadline(key, when)
+        self.unmet += value is None and name in NEEDY
         return True
 
     def enforce_limits(self) -> None:
@@ -920,20 +934,50 @@ class UnifiedStore:
         for key, value in self._table.items():
             yield key, value if isinstance(value, bytes) else value.range(-inf, inf), when(key, 0)
 
-    def save(self, log: RecordEncoder, room: int) -> Iterator[None]:
+    def save(self, log: RecordEncoder, room: int) -> Generator[None, None, None]:
         """Add to ``log`` the effects that make the data, least recently used key first.
 
-        Yields whenever ``log`` has ``room`` bytes or more, for them to be taken. Raises RuntimeError if a
-        command runs in between.
+        Yields after each ``room`` bytes or so, but for the last. In between commands may run, if their
+        effects are added to ``log``, too, at once: then all of it together makes the data as they are at the
+        end. The reason: a key that has been saved is in every respect what it is here; of one that has not,
+        what has changed since is what it is here, and the rest is missing, until it is saved. So an effect
+        may find a key missing, but never in a wrong state: see :meth:`replay`. A key that gets what another
+        one held has still to be saved. O(keys) at the start; the compiled twin is not.
+
+        Close the iterator if it is not exhausted. Raises RuntimeError if there is one already.
         """
+        if self._unsaved is not None:
+            raise RuntimeError("the data is being saved already")
+        self._unsaved = unsaved = list(reversed(self._table))
         size = 0
-        for entry in self.entries():
-            for effect in effects(*entry):
-                log.add(effect)
-                size += HEADER.size + len(effect)
-                if size >= room:
-                    yield
-                    size = 0
+        try:
+            while unsaved:
+                for part in self._parts(unsaved.pop()):
+                    for effect in part:
+                        log.add(effect)
+                        size += HEADER.size + len(effect)
+                    if size >= room:
+                        yield
+                        size = 0
+        finally:
+            self._unsaved = None
+
+    def _parts(self, key: bytes) -> Iterator[list[bytes]]:
+        """Yield the effects that make a key, if it is there, some at a time; in between it may change."""
+        when = self._deadlines.get
+        value = self._table.get(key)
+        if isinstance(value, bytes):
+            yield list(effects(key, value, when(key, 0)))
+        place: Pair = -inf, b""
+        while isinstance(value, SortedSet):
+            start = value.place(*place)
+            pairs = value.slice(start, start + PART + 1)
+            if len(pairs) <= PART:
+                yield list(effects(key, pairs, when(key, 0)))
+                return
+            place = pairs.pop()
+            yield list(effects(key, pairs, 0))
+            value = self._table.get(key)
 
     def digest(self) -> int:
         """Return 64 bits that are equal for equal data, whatever the order of use. O(data).
@@ -1022,6 +1066,8 @@ EFFECTS = {
     b"persist": 2,
     b"rename": 3,
 }
+# Those that need their key to be there.
+NEEDY = frozenset({b"setrange", b"pexpireat", b"persist", b"rename"})
 
 
 def effects(key: bytes, value: bytes | list[Pair], when: int) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from requests_at_random import Requests
 
 from imds import commands, envelope
 from imds.commands import COMMANDS
@@ -1022,16 +1023,122 @@ def test_entries_of_a_changing_store_raise(shard):
     assert inf > len(list(shard.store.entries())) == 9
 
 
-def test_saving_a_changing_store_raises(shard):
-    for number in range(10):
+def test_one_save_at_a_time(shard):
+    for number in range(100):
         shard(b"set", b"%d" % number, b"v")
     log = type(shard.store.log)(SEED)
     walk = shard.store.save(log, 100)
     next(walk)
     assert len(log.pending()) >= 100
-    shard(b"del", b"5")
     with pytest.raises(RuntimeError):
-        list(walk)
+        next(shard.store.save(log, 100))
+    shard.store.check()
+    walk.close()
+    shard.store.check()
+    log.commit()
+    assert list(shard.store.save(log, 1 << 20)) == []
+    assert len(list(each_effect(log.pending()))) == 100
+
+
+def test_what_finds_its_key_missing_does_nothing(shard):
+    """As in a base, where the key comes further on."""
+    shard(b"set", b"target", b"v")
+    shard(b"zadd", b"z", b"1", b"m")
+    shard.store.commit()
+    shard.store.replay(
+        record_of([b"setrange", b"k", b"3", b"v"], [b"pexpireat", b"k", b"5"], [b"persist", b"k"])
+    )
+    assert (shard.store.unmet, shard.order()) == (3, [b"target", b"z"])
+    shard.store.replay(record_of([b"rename", b"k", b"target"]))
+    assert (shard.store.unmet, shard.order()) == (4, [b"z"]), "what it would have replaced is gone"
+    shard.store.replay(record_of([b"rename", b"k", b"elsewhere"], [b"del", b"k"], [b"zrem", b"k", b"m"]))
+    assert (shard.store.unmet, shard.order()) == (5, [b"z"])
+    shard.store.check()
+    for wrong in (
+        [b"setrange", b"z", b"0", b"v"],
+        [b"setrange", b"k", b"-1", b"v"],
+        [b"setrange", b"k", b"x", b"v"],
+        [b"pexpireat", b"k", b"0"],
+        [b"pexpireat", b"k", b"x"],
+        [b"rename", b"k", b"k"],
+    ):
+        with pytest.raises(ValueError, match="no write of this version"):
+            shard.store.replay(record_of(wrong))
+    assert shard.store.unmet == 5
+
+
+def save_beside(shard, log, room, between):
+    """Save to ``log``, with ``between`` called at each pause; return all records, and how often it was."""
+    records, pauses = b"", 0
+    for _ in shard.store.save(log, room):
+        pauses += 1
+        assert pauses < 10_000, "it has no end"
+        between()
+        if shard.store.log.pending():
+            log.copy(shard.store.log.pending())
+            shard.store.commit()
+        records += log.pending()
+        log.commit()
+    return records + log.pending(), pauses
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_save_beside_commands_is_the_data_at_its_end(variant, seed, monkeypatch):
+    dice = random.Random(seed)
+    monkeypatch.setattr(store, "PART", 2)  # as few as the compiled one has in so little room
+    source = Requests(seed, now=1000, keys=dice.choice([12, 60, 400]), members=dice.choice([8, 60]))
+    shard = Shard(variant, capacity=dice.choice([0, 0, 30]), evict=True)
+    shard.store.now = 1_000_000
+
+    def requests(count):
+        for _ in range(count):
+            shard(*source())
+        shard.store.now += dice.choice([0, 0, 500, 50_000])
+
+    def between():
+        if dice.random() < 0.2:  # the disk refuses these
+            before = shard.store.digest()
+            requests(5)
+            shard.store.rollback()
+            assert shard.store.digest() == before
+        requests(dice.randrange(30))
+        if dice.random() < 0.2:
+            shard.store.check()
+
+    requests(2000)
+    shard.store.commit()
+    pauses = 0
+    while pauses < 20:  # several saves, one after the other
+        log = type(shard.store.log)(SEED + pauses)
+        records, more = save_beside(shard, log, dice.choice([20, 200, 1000]), between)
+        pauses += more + 1
+        shard.store.check()
+        copy = Shard(variant)
+        copy.store.replay(records)
+        copy.store.check()
+        assert copy.store.digest() == shard.store.digest()
+
+
+def test_what_is_used_all_the_time_does_not_keep_a_save_from_its_end(variant):
+    shard = Shard(variant)
+    for number in range(300):
+        shard(b"set", b"%d" % number, b"v" * 100)
+    shard(b"zadd", b"z", *(word for number in range(3000) for word in (b"%d" % number, b"m%d" % number)))
+    shard.store.commit()
+
+    def between():
+        for number in range(40):
+            shard(b"get", b"%d" % number)
+        shard(b"zrank", b"z", b"m5")
+        shard(b"zadd", b"z", b"%d" % dice.randrange(3000), b"m%d" % dice.randrange(3000))
+
+    dice = random.Random(1)
+    records, pauses = save_beside(shard, type(shard.store.log)(SEED), 1000, between)
+    assert pauses > 50
+    assert len(records) < 5 * 3300 * 50
+    copy = Shard(variant)
+    copy.store.replay(records)
+    assert copy.store.digest() == shard.store.digest()
 
 
 def test_what_is_saved_is_the_data(variant):

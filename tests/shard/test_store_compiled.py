@@ -535,3 +535,44 @@ def test_random_sets_are_the_same_as_the_twins():
         if step % 1000 == 0:
             two.check()
             assert one.range(-inf, inf) == two.range(-inf, inf)
+
+
+def test_what_is_used_while_it_is_saved_is_saved_in_the_order_of_use():
+    """Beside evictions, whose victims are the neighbours of the place. The twin has the order of the start."""
+    dice = random.Random(1)
+    store = kernel.UnifiedStore(record.RecordEncoder(9), capacity=450, evict=True)
+
+    def run(*requests):
+        store.now += 300
+        store.execute(seal(1, len(requests), b"".join(map(encode_request, requests))))
+
+    for number in range(500):
+        run([b"set", b"%d" % number, b"v" * 100])
+    store.commit()
+    saved, log = [], record.RecordEncoder(9)
+    for _ in store.save(log, 1000):
+        run(*([b"get", b"%d" % dice.randrange(500)] for _ in range(20)))
+        run([b"append", b"%d" % dice.randrange(500), b"more"], [b"set", b"new-%d" % len(saved), b"v"])
+        store.check()
+        log.copy(store.log.pending())
+        store.commit()
+        saved.append(log.pending())
+        log.commit()
+    assert len(saved) > 10
+    copy = kernel.UnifiedStore(record.RecordEncoder(9))
+    for records in [*saved, log.pending()]:
+        copy.replay(records)
+    assert list(copy.entries()) == list(store.entries())
+
+
+def test_a_store_that_is_forgotten_while_it_is_saved():
+    store = kernel.UnifiedStore(record.RecordEncoder(9))
+    for number in range(500):
+        store.execute(seal(1, 1, encode_request([b"set", b"%d" % number, b"v" * 100])))
+    walk = store.save(record.RecordEncoder(9), 1000)
+    next(walk)
+    store.execute(seal(1, 1, encode_request([b"flushall"])))
+    assert store.keys == 0
+    store.check()
+    del store
+    assert list(walk) == []
