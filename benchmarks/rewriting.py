@@ -21,15 +21,14 @@ from imds import Client
 IDLE, BUSY = "no rewrite", "rewriting"
 # Seconds between two looks at who rewrites: each takes milliseconds from those who are measured.
 LOOK_EVERY = 0.5
-_SHARD = re.compile(r"imds-(shard|rewriter)(-\d+)?")
+_SHARD = re.compile(r"imds-shard-\d+")
 
 
 class Rewriting(threading.Thread):
-    """Has the logs rewritten again and again; ``peak``: the most memory that a rewriter took, in bytes."""
+    """Has the logs rewritten again and again."""
 
     def __init__(self, server: Imds) -> None:
         super().__init__(daemon=True)
-        self.peak = 0
         self._server = server
         self._over = threading.Event()
 
@@ -37,7 +36,6 @@ class Rewriting(threading.Thread):
         with Client(port=self._server.port) as client:
             while not self._over.wait(LOOK_EVERY):
                 client.execute("rewrite")
-                self.peak = max([self.peak, *_peaks(self._server, "rewriter")])
 
     def end(self) -> None:
         """Ask for no more."""
@@ -45,32 +43,33 @@ class Rewriting(threading.Thread):
         self.join()
 
 
-def _peaks(server: Imds, role: str) -> list[int]:
-    """Return the peak of the resident memory of each process of a role, in bytes."""
+def _peaks(server: Imds) -> list[int]:
+    """Return the peak of the resident memory of each shard, in bytes."""
     found = []
     for child in psutil.Process(server.pid).children():
         with suppress(psutil.Error, OSError):
-            if any((match := _SHARD.fullmatch(word)) and match[1] == role for word in child.cmdline()):
+            if any(_SHARD.fullmatch(word) for word in child.cmdline()):
                 status = Path(f"/proc/{child.pid}/status").read_text()
                 found += [int(size) << 10 for size in re.findall(r"VmHWM:\s+(\d+) kB", status)]
     return found
 
 
 def rewriting(setup: Setup) -> Iterator[Section]:
-    """Latency while logs are rewritten, beside the same without; memory of the rewriter."""
+    """Latency while logs are rewritten, beside the same without; memory that it takes."""
     keys = setup.size(1_000_000)
     text = (
         f"imds with four shards and {keys:,} keys of 64 bytes, whose logs are rewritten all the time, one "
         "after the other; 50 connections, open loop by imds-benchmark at half the rate that it reaches "
-        "without. Memory: the largest resident size of a rewriter beside that of a shard, both with their "
-        "interpreter."
+        "without. Memory: by how much the largest resident size of a shard has grown in the end, beside that "
+        "size before the first rewrite."
     )
     section = Section("Rewriting", text, BUSY, (IDLE,))
     with setup.imds("imds", "everysec", options="--aof-rewrite-percentage 0") as server:
         assert isinstance(server, Imds)
         job = Job("set", keys=keys, seconds=setup.seconds)
         setup.tool.preload(server, job)
-        memory = Row("largest resident size, beside a shard's", "MB", "less", {IDLE: 1.0})
+        memory = Row("memory of a rewrite, beside a shard's", "MB", "less", {IDLE: 1.0})
+        before = _peaks(server)
         for test in ("get", "set"):
             peak = setup.tool.run(server, replace(job, test=test))["ops_per_s"]
             paced = replace(job, test=test, rate=peak // 2)
@@ -89,8 +88,9 @@ def rewriting(setup: Setup) -> Iterator[Section]:
                     result = setup.tool.run(server, paced)
                     if busy:
                         busy.end()
-                        memory.add(BUSY, busy.peak / 1e6)
-                        memory.add(IDLE, max(_peaks(server, "shard")) / 1e6)
+                        now = _peaks(server)
+                        memory.add(BUSY, max(b - a for a, b in zip(before, now, strict=True)) / 1e6)
+                        memory.add(IDLE, max(before) / 1e6)
                     for figure, row in rows.items():
                         row.add(how, result[figure])
                 say(f"round {number + 1} of {setup.rounds}: {test}: p99 {rows['p99_us'].runs}")

@@ -12,7 +12,7 @@ from typing import Any
 
 
 def main() -> int:
-    """Be the shard, rewriter or router that standard input describes; return the exit code."""
+    """Be the shard or router that standard input describes; return the exit code."""
     import json
     import socket
 
@@ -25,15 +25,10 @@ def main() -> int:
     channel = Channel(socket.socket(fileno=int(sys.argv[2])))
     init: dict[str, Any] = json.load(sys.stdin)
     config = Config(**init["config"])
-    if init["role"] in ("shard", "rewriter"):
-        where = init["shard"], Path(init["directory"]), init["generation"]
-        if init["role"] == "rewriter":
-            from imds.shard.rewriter import main as rewriter_main
-
-            return rewriter_main(config, *where, channel)
+    if init["role"] == "shard":
         from imds.shard.worker import main as shard_main
 
-        return shard_main(config, *where, channel)
+        return shard_main(config, init["shard"], Path(init["directory"]), init["generation"], channel)
     from imds.router.router import main as router_main
 
     slots = SlotMap.from_ranges(init["slots"], init["shards"], init["seed"])

@@ -7,15 +7,12 @@ side is gone: a child then stops.
 
 ::
 
-    supervisor -> shard    link {router} + 1 fd · configure {changes} · stop
-                           switch · adopt {base} · unrewritten {reason}
+    supervisor -> shard    link {router} + 1 fd · configure {changes} · rewrite · stop
     supervisor -> router   link {shard, restarts} + 1 fd · down {shard, reason, restarts}
                            configure {changes} · ask {router, number} + 1 fd
                            answered {number, peer, there} · drain
     shard -> supervisor    loading {done, total, records, left} · ready {keys, seconds} · refused {reason}
-                           rewrite {at_once} · switched · rewritten {error}
-    supervisor -> rewriter fold {shard, directory, generation}
-    rewriter -> supervisor folded {base} · failed {reason}
+                           rewrite {at_once} · rewritten {error}
     router -> supervisor   ready · distrust {shard} · configure {changes}
                            ask {number} + 1 fd for each other router · answered {router, number}
 """

@@ -9,9 +9,8 @@ What stays true:
   ``DEATHS_WINDOW`` seconds a shard stays down, the log says so once and the others serve. A shard that
   refuses its damaged log stays down at once. A router that keeps dying ends the server: nobody could
   reach it.
-* One shard's log is rewritten at a time (imds/rewrites.py). The shard switches to a new segment, a process
-  of its own folds the closed ones, the shard adopts the result. Whatever fails, the shard serves on, and
-  the next try waits.
+* One shard rewrites its log at a time (imds/rewrites.py). Whatever fails, the shard serves on, and the next
+  try waits.
 * Stopping goes from the clients inwards: routers answer what is under way and exit, then the shards fsync
   and exit.
 * No child outlives the supervisor, however it ends: the kernel kills them (Linux), and the end of the
@@ -69,7 +68,7 @@ class StartError(Exception):
 
 
 class Child:
-    """One router, shard or rewriter: the process, its channel, and what has become of its predecessors."""
+    """One router or shard: the process, its channel, and what has become of its predecessors."""
 
     def __init__(self, role: str, index: int) -> None:
         self.role = role
@@ -87,17 +86,11 @@ class Child:
     def name(self) -> str:
         return f"{self.role} {self.index}"
 
-    @property
-    def idle(self) -> bool:
-        """Whether a rewriter may be given work: it has none, or is not there."""
-        return self.process is None or self.ready
-
     def start(self, init: dict[str, Any], keep: Sequence[int]) -> None:
         """Start the process with ``init`` as its standard input; it inherits the descriptors ``keep``."""
         self.channel, theirs = Channel.pair()
         script = str(Path(__file__).with_name("child.py"))
-        name = f"imds-{self.role}" if self.role == "rewriter" else f"imds-{self.role}-{self.index}"
-        command = [sys.executable, "-P", script, name]
+        command = [sys.executable, "-P", script, f"imds-{self.role}-{self.index}"]
         # Inherited by the child: a signal to the whole group waits until the child can tell what to do.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
@@ -134,7 +127,6 @@ class Supervisor:
         self._listeners = listeners  # of each router
         self._shards = [Child("shard", index) for index in range(config.shards)]
         self._routers = [Child("router", index) for index in range(config.routers)]
-        self._rewriter = Child("rewriter", 0)  # has the number of the shard whose log it folds, or last did
         self._rewrites = Rewrites()
         self._selector = selectors.DefaultSelector()
         self._signals = Signals([*STOP_SIGNALS, signal.SIGCHLD])
@@ -176,26 +168,20 @@ class Supervisor:
             if child.process is None and not child.lost
         ]
         rewrite = self._rewrites.wait(now)
-        if rewrite is not None and self._rewriter.idle:
+        if rewrite is not None:
             waits.append(rewrite)
         return min(waits, default=None)
 
-    def _start_at_log(self, child: Child) -> None:
-        """Start a process that works on the log of shard number ``child.index``."""
-        init = {"config": configuration.to_json(self._config), **self._log_of(child.index)}
-        child.start(init, [self._directory.lock_fd])
-        self._watch(child)
-
-    def _log_of(self, shard: int) -> dict[str, Any]:
+    def _start_shard(self, child: Child) -> None:
         directory = self._directory
-        return {
-            "shard": shard,
-            "directory": str(directory.shard_dir(shard)),
+        init = {
+            "config": configuration.to_json(self._config),
+            "shard": child.index,
+            "directory": str(directory.shard_dir(child.index)),
             "generation": directory.generation,
         }
-
-    def _start_shard(self, child: Child) -> None:
-        self._start_at_log(child)
+        child.start(init, [directory.lock_fd])
+        self._watch(child)
         for router in self._routers:
             self._connect(router, child)
 
@@ -272,9 +258,7 @@ class Supervisor:
             return
         for message, fds in channel.receive():
             kind = message["kind"]
-            if child is self._rewriter:
-                self._on_rewriter(message)
-            elif kind == "ready":
+            if kind == "ready":
                 child.ready = True
                 child.loaded = message
                 if child.role == "shard" and child.restarts:
@@ -297,8 +281,6 @@ class Supervisor:
                 self._tell_answered(self._routers[message["router"]], message["number"], child, there=True)
             elif kind == "rewrite":
                 self._rewrites.ask(child.index, time.monotonic(), at_once=message["at_once"])
-            elif kind == "switched":
-                self._fold(child.index)
             elif kind == "rewritten":
                 self._on_rewritten(child, message["error"])
         if channel.closed:
@@ -333,8 +315,6 @@ class Supervisor:
             child.channel.close()
             child.channel = None
         if child.role == "shard":
-            if self._rewrites.running == child.index:
-                self._end_rewriter()
             self._rewrites.forget(child.index)
 
     def _on_signals(self, signals: set[signal.Signals]) -> None:
@@ -350,25 +330,15 @@ class Supervisor:
         self._reap()
 
     def _reap(self) -> None:
-        for child in self._children():
+        for child in self._shards + self._routers:
             if child.process is not None and child.process.poll() is not None:
                 self._on_death(child, child.process.returncode)
-
-    def _children(self) -> list[Child]:
-        return [self._rewriter, *self._shards, *self._routers]
 
     def _on_death(self, child: Child, code: int) -> None:
         if child.channel is not None:
             self._on_control(child)  # its last words
         self._close_channel(child)
         child.process = None
-        if child is self._rewriter:
-            if not child.ready and not self._stopping:
-                if code:
-                    self._on_rewriter({"kind": "failed", "reason": f"its process {_describe(code)}"})
-                elif child.index == self._rewrites.running:  # it had waited too long when it was given work
-                    self._start_at_log(child)
-            return
         child.ready = False
         if self._stopping:
             if code:
@@ -403,37 +373,12 @@ class Supervisor:
 
     def _begin_rewrite(self) -> None:
         """Have the next shard that waits begin, when it may."""
-        if self._rewriter.idle:
-            able = {shard.index for shard in self._shards if shard.ready and shard.channel is not None}
-            shard = self._rewrites.start(time.monotonic(), able)
-            if shard is not None:
-                self._tell_shard(shard, "switch")
-
-    def _fold(self, shard: int) -> None:
-        """Have a shard's closed segments folded."""
-        rewriter = self._rewriter
-        rewriter.index = shard
-        if rewriter.process is None:
-            self._start_at_log(rewriter)
-        else:
-            rewriter.ready = False
-            if rewriter.channel is not None:
-                rewriter.channel.send("fold", **self._log_of(shard))  # if it is gone, its end will say so
-
-    def _tell_shard(self, shard: int, word: str, **fields: Any) -> None:
-        channel = self._shards[shard].channel
-        if channel is None or not channel.send(word, **fields):
-            self._on_rewritten(self._shards[shard], "the shard does not listen")
-
-    def _on_rewriter(self, message: Message) -> None:
-        """The rewriter has said, or its end has shown, what came of its work."""
-        self._rewriter.ready = True
-        if self._rewriter.index != self._rewrites.running:
-            return  # that shard has died, and its successor will ask anew
-        if message["kind"] == "folded":
-            self._tell_shard(self._rewriter.index, "adopt", base=message["base"])
-        else:
-            self._tell_shard(self._rewriter.index, "unrewritten", reason=message["reason"])
+        able = {shard.index for shard in self._shards if shard.ready and shard.channel is not None}
+        index = self._rewrites.start(time.monotonic(), able)
+        if index is not None:
+            shard = self._shards[index]
+            if shard.channel is None or not shard.channel.send("rewrite"):
+                self._on_rewritten(shard, "the shard does not listen")
 
     def _on_rewritten(self, shard: Child, error: str) -> None:
         if self._rewrites.running != shard.index:
@@ -445,16 +390,10 @@ class Supervisor:
             self._rewrites.succeeded()
             log.info("%s: its log was rewritten", shard.name)
 
-    def _end_rewriter(self) -> None:
-        """Have the rewriter end. What it wrote is nothing yet, and is removed by whoever comes next."""
-        if self._rewriter.process is not None:
-            self._rewriter.process.kill()
-
     # -- stopping ---------------------------------------------------------------------------------
 
     def _stop(self) -> None:
         log.info("stopping")
-        self._end_rewriter()
         for children, word in ((self._routers, "drain"), (self._shards, "stop")):
             for child in children:
                 if child.channel is not None:
@@ -471,7 +410,7 @@ class Supervisor:
         log.info("stopped")
 
     def _kill(self) -> None:
-        for child in self._children():
+        for child in self._shards + self._routers:
             if child.process is not None:
                 child.process.kill()
                 child.process.wait()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from campaigns.simdisk import SimCrash, SimDisk
 from failing_storage import FastStorage
+from rewriting import rewrite
 from test_reshard import Model, contents, fill, random_effects
 
 from imds import backup as backup_module
@@ -25,9 +26,7 @@ from imds.restore import Until, parse_time, restore
 from imds.restore import main as imds_restore
 from imds.shard import aof as aof_module
 from imds.shard.aof import Aof, AofDamaged
-from imds.shard.examine import empty_store
 from imds.shard.record import RecordEncoder
-from imds.shard.rewrite import fold
 from imds.storage import exists
 
 FAST = FastStorage()
@@ -62,10 +61,7 @@ class Served:
         self.aof.append(encoder.pending())
 
     def rewrite(self):
-        self.aof.prepare_switch()
-        self.aof.switch()
-        self.aof.settle()
-        self.aof.adopt(fold(FAST, self.directory, empty_store(), shard=0, generation=1))
+        rewrite(self.aof)
 
     def close(self):
         self.aof.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from failing_storage import Crash, FailingStorage, FastStorage
+from rewriting import rewrite
 from test_reshard import Model, contents, fill, random_effects
 
 from imds import aof_tool, logtools, rebuild
@@ -15,10 +16,9 @@ from imds.aof_tool import DONE, FAILED, PARTLY, main
 from imds.datadir import DataDir
 from imds.protocol import encode_request, split_request
 from imds.shard.aof import SUSPECT, Aof
-from imds.shard.examine import LogReport, empty_store, examine
+from imds.shard.examine import LogReport, examine
 from imds.shard.manifest import MANIFEST
 from imds.shard.record import HEADER, RecordEncoder, each_effect
-from imds.shard.rewrite import fold
 from imds.shard.segment import SEGMENT_HEADER
 
 FAST = FastStorage()
@@ -61,10 +61,7 @@ def rewritten(path, shard=0):
     for _ in aof.load(lambda records: None):
         pass
     sequence = aof.sequence
-    aof.prepare_switch()
-    aof.switch()
-    aof.settle()
-    aof.adopt(fold(FAST, log(path, shard), empty_store(), shard=shard, generation=1))
+    rewrite(aof)
     encoder = RecordEncoder(aof.seed, sequence)
     for key in late_keys(path, shard):
         encoder.add(encode_request([b"set", key, b"x"]))
@@ -156,6 +153,27 @@ def test_damage_is_told_with_its_place_and_what_is_around(made, capsys):
     assert f"bytes {at} to {end} ({end - at}) cannot be read" in out
     assert "at least 1 are lost" in out
     assert everything(made) == before
+
+
+def test_what_needed_the_lost_is_counted(made, capsys):
+    key = late_keys(made, 0)[0]
+    aof = Aof(log(made), shard=0, generation=1, policy="no", storage=FAST)
+    for _ in aof.load(lambda records: None):
+        pass
+    encoder = RecordEncoder(aof.seed, aof.sequence)
+    for effect in (
+        [b"set", b"lost", b"x"],
+        [b"setrange", b"lost", b"1", b"y"],
+        [b"pexpireat", b"lost", b"5"],
+    ):
+        encoder.add(encode_request(effect))
+    encoder.add(encode_request([b"set", key, b"kept"]))
+    aof.append(encoder.pending())
+    aof.close()
+    at, _, _ = places(segment(made))[-4]
+    flip(segment(made), at)
+    assert main(["check", "--dir", str(made)]) == FAILED
+    assert "at least 1 are lost, 2 do not follow without these" in capsys.readouterr().out
 
 
 # -- repair --------------------------------------------------------------------------------------------

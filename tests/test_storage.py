@@ -14,11 +14,11 @@ from imds.storage import Storage, UntouchedStorage, exists, read_file, remove_tr
 ROOT = Path(imds.__file__).parent
 MODULES = [
     *("datadir", "reshard", "rebuild", "logtools", "backup", "restore"),
-    *(f"shard/{name}" for name in ("aof", "segment", "record", "manifest", "rewrite", "rewriter", "examine")),
+    *(f"shard/{name}" for name in ("aof", "segment", "record", "manifest", "rewrite", "examine")),
 ]
 # Names of os that are no operation on a file.
 HARMLESS = {"O_RDONLY", "O_RDWR", "O_WRONLY", "O_CREAT", "O_EXCL", "O_APPEND", "O_TRUNC"} | {
-    *("strerror", "getpid", "kill", "cpu_count", "sched_getaffinity", "nice", "sched_setscheduler"),
+    *("strerror", "getpid", "kill", "cpu_count", "sched_getaffinity", "nice"),
     *("SCHED_IDLE", "sched_param"),
 }
 # Methods of Path that are one.

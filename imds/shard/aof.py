@@ -17,7 +17,8 @@ What always holds:
   but a person should decide about that, so the shard does not start.
 
 One thread appends. Under ``everysec`` a second one syncs; they share the fields named in ``_sync_now``. The
-slow parts of a rewrite (prepare_switch, settle, adopt) may run in a third one, one at a time.
+slow parts of a rewrite (prepare_switch, settle, adopt, and what is done with a new base's file) may run in a
+third one, one at a time.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from imds.shard.manifest import (
     write_manifest,
 )
 from imds.shard.record import HEADER
-from imds.shard.rewrite import check_base, open_file, write_base
+from imds.shard.rewrite import BaseFile, check_base, open_file, write_base
 from imds.shard.segment import (
     CLOCK,
     CLOCK_EVERY,
@@ -664,6 +665,15 @@ class Aof:
             storage.close(fd)
             raise
 
+    def new_base(self) -> BaseFile:
+        """Return what may become the base for all that is logged before :meth:`switch`. No system call."""
+        return BaseFile(
+            *(self._storage, self.directory),
+            shard=self.shard,
+            generation=self.generation,
+            number=int(self._path.stem),
+        )
+
     def switch(self) -> None:
         """Append to the segment that was prepared from now on, under a new ``seed``. O(1), no system call."""
         assert self._next is not None
@@ -686,7 +696,7 @@ class Aof:
             self._raise_failed()
 
     def adopt(self, base: Base) -> None:
-        """Have a folded base take the place of what it was made of, and remove that.
+        """Have a base take the place of the segments that it stands for, and remove them.
 
         May block; may run beside the loop. Raises OSError, and AofDamaged for a base that is not there as
         described; then the log is as it was.

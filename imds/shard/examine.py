@@ -231,13 +231,13 @@ def _apply(store: UnifiedStore, piece: Piece, *, strict: bool) -> int:
     if strict:
         store.replay(piece.records)
         return 0
-    unfit = 0
+    unfit, unmet = 0, store.unmet
     for _, start, end in each_effect(piece.records):
         try:
             store.replay(piece.records[start - HEADER.size : end])
         except ValueError:
             unfit += 1
-    return unfit
+    return unfit + store.unmet - unmet
 
 
 def _names(storage: Storage, report: LogReport, shard: int, generation: int) -> tuple[list[str], Base | None]:

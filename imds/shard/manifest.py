@@ -3,7 +3,7 @@
 ::
 
     shard-000/manifest.json       replaced in one step; says which files count
-              00000005.base       the effect of segments 1 to 5, folded
+              00000005.base       what segments 1 to 5 amount to
               00000006.aof        closed
               00000007.aof        the one that grows
               manifest.json.new   a replacement that was not finished

@@ -26,7 +26,8 @@ What stays true:
 * The store's clock stands still during a round of a turn. Keys whose deadline has come are gone for every
   request; those that nobody asks for are removed a few at a time, EXPIRE_MOST in a turn.
 * Nothing in the loop is O(data), except what ``digest`` asks for, nor waits for a file but in the ways
-  above: a rewrite of the log makes its files in a thread and in another process (imds/shard/rewrite.py).
+  above. A rewrite of the log (imds/shard/rewrite.py) has a piece of the data saved after a turn, and the next
+  one when the disk has taken that; a thread beside the loop has the files.
 * While the log is loaded every request is answered LOADING, by the same loop.
 """
 
@@ -41,7 +42,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,13 @@ from imds.shard.aof import (
     Aof,
     AofBroken,
     AofDamaged,
-    AofError,
     AofStalled,
     AofSyncFailed,
     AofWriteError,
-    Base,
 )
 from imds.shard.background import Background
 from imds.shard.kernel import Link, Links, RecordEncoder, UnifiedStore
+from imds.shard.rewrite import PIECE, BaseFile
 from imds.shard.transactions import Transactions
 from imds.shard.waiting import Waiting
 from imds.shard.watches import Watches
@@ -117,6 +117,8 @@ class Worker:
         self._stopping = False
         self._rewrite_asked = False  # of the supervisor, who says when
         self._rewriting = False
+        self._base: BaseFile | None = None  # what is being saved to
+        self._save: Generator[None, None, None] | None = None
         self._rewrites = 0
         self._rewrite_error = ""
         self._probe_at = 0.0
@@ -210,8 +212,9 @@ class Worker:
     def _turn(self, timeout: float | None) -> bool:
         """Wait for events and act on them; return whether any request arrived."""
         links = self._links
-        # Who watches keys, or waits for one, has to be told what is logged.
-        quiet = not (self._loading or self._store.readonly or self._watches or self._waiting)
+        # Who watches keys, or waits for one, has to be told what is logged, and so has a base.
+        heard = self._watches or self._waiting or self._base
+        quiet = not (self._loading or self._store.readonly or heard)
         links.grant = self._aof.grant() if quiet else None
         events = links.turn(self._selector, timeout, self._loading or self._store)
         if links.appended or links.torn:
@@ -263,6 +266,9 @@ class Worker:
                 self._watches.undo_batch()
                 self._refuse_writes(error, len(records))
                 self._links.again(self._store)
+            else:
+                if self._base is not None:
+                    self._base.copy(records)
             self._watches.end_batch(records)
         self._store.commit()
         self._follow_policy()
@@ -314,12 +320,8 @@ class Worker:
                     self._follow_policy()
             elif message["kind"] == "stop":
                 self._stopping = True
-            elif message["kind"] == "switch":
-                self._switch()
-            elif message["kind"] == "adopt":
-                self._adopt(Base(**message["base"]))
-            elif message["kind"] == "unrewritten":
-                self._end_rewrite(AofError(message["reason"]))
+            elif message["kind"] == "rewrite":
+                self._rewrite()
         if self._channel.closed:
             self._selector.unregister(self._channel)
             self._stopping = True
@@ -449,32 +451,62 @@ class Worker:
     def _ask_rewrite(self, *, at_once: bool) -> None:
         self._rewrite_asked = self._channel.send("rewrite", at_once=at_once)
 
-    def _switch(self) -> None:
-        """Begin: make a new segment beside the loop, log to it, sync the old one beside the loop."""
+    def _rewrite(self) -> None:
+        """Begin: make the segment that comes next, beside the loop, then save what the store holds."""
         self._rewriting = True
 
         def prepared(error: BaseException | None) -> None:
             if error is not None:
                 self._end_rewrite(error)
                 return
-            self._aof.switch()
-            self._number_records(self._log.sequence)
-            self._background.start(self._aof.settle, settled)
-
-        def settled(error: BaseException | None) -> None:
-            if error is not None:
-                raise error
-            self._channel.send("switched")
+            self._base = self._aof.new_base()
+            self._save = self._store.save(self._base.log, PIECE)
+            self._save_piece(None)
 
         self._background.start(self._aof.prepare_switch, prepared)
 
-    def _adopt(self, base: Base) -> None:
-        """End: the closed segments have been folded into ``base``."""
-        self._background.start(lambda: self._aof.adopt(base), self._end_rewrite)
+    def _save_piece(self, error: BaseException | None) -> None:
+        """Go on saving, with the file beside the loop; at the end of the data, log to the next segment."""
+        base, save = self._base, self._save
+        assert base is not None
+        assert save is not None
+        error = error or base.failed
+        ended = False
+        if error is None:
+            try:
+                ended = next(save, base) is base
+            except MemoryError as full:
+                error = full
+        if error is None and not ended:
+            piece = base.take()
+            self._background.start(lambda: base.write(piece), self._save_piece)
+            return
+        save.close()
+        self._base = self._save = None
+        if error is not None:
+            self._background.start(base.discard, lambda _: self._end_rewrite(error))
+            return
+        last, sequence, clock = base.take(), self._log.sequence, self._aof.clock
+        self._aof.switch()
+        self._number_records(sequence)
+
+        def adopt() -> None:
+            self._aof.settle()
+            try:
+                base.write(last)
+                made = base.finish(sequence, clock)
+            except OSError:
+                base.discard()
+                raise
+            self._aof.adopt(made)  # if that fails, the manifest may name it all the same
+
+        self._background.start(adopt, self._end_rewrite)
 
     def _end_rewrite(self, error: BaseException | None) -> None:
+        if isinstance(error, AofSyncFailed):
+            raise error
         self._rewriting = False
-        self._rewrite_error = "" if error is None else str(error)
+        self._rewrite_error = "" if error is None else str(error) or type(error).__name__
         if error is None:
             self._rewrites += 1
             self._rewrite_asked = False
@@ -512,6 +544,8 @@ class Worker:
         return encode_response(OK, json.dumps(values).encode())
 
     def _close(self) -> None:
+        if self._save is not None:
+            self._save.close()
         for link in self._links.by_fd.values():
             link.sock.close()
         self._selector.close()

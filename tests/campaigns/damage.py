@@ -59,8 +59,7 @@ class Tally:
 def make(rng: random.Random, shards: int, size: int, *, lives: int = 0) -> Made:
     """Return a directory with about ``size`` bytes of log for each shard, all of it closed in order.
 
-    With ``lives`` as many lives of about that size, of which some are killed, and logs are rewritten, which
-    does not always succeed.
+    With ``lives`` as many lives of about that size, of which some are killed, and logs are rewritten.
     """
     disk = SimDisk()
     models = [Model() for _ in range(shards)]
@@ -68,7 +67,6 @@ def make(rng: random.Random, shards: int, size: int, *, lives: int = 0) -> Made:
     requests = Requests(rng, KEYS)
     for _ in range(lives or 1):
         with simulate(disk, rng) as sim:
-            sim.rewriter_deaths = rng.choice((0.0, 0.05, 0.3))
             policy = rng.choice(POLICIES) if lives else "always"
             datadir = open_all(sim, shards, size // 2 if lives else 0, policy)
             for index, shard in enumerate(sim.shards):

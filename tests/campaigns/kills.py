@@ -1,6 +1,6 @@
 """Campaign ``kills``: SIGKILL hits a process of a real server, at a random time, under traffic.
 
-Whichever process it was (a shard, a router, the supervisor, or a rewriter in the middle of its work), and
+Whichever process it was (a shard, perhaps in the middle of a rewrite, a router, or the supervisor), and
 under every fsync policy: all acknowledged writes are there afterwards, and nothing that nobody wrote. Logs
 are rewritten all the time: whenever one has doubled, from 20 kB on.
 """
@@ -26,7 +26,7 @@ from imds import Client, ImdsError
 from imds.shard.aof import POLICIES
 from imds.supervisor import DEATHS_WINDOW, MOST_DEATHS
 
-ROLE = re.compile(r"imds-(router|shard|rewriter)(-\d+)?")
+ROLE = re.compile(r"imds-(router|shard)-\d+")
 LEAST_RATE = 100.0  # acknowledged writes a second, while there is traffic
 
 
@@ -40,13 +40,20 @@ class Victims:
         self.killed: Counter[str] = Counter()  # by role
 
     def kill(self, roles: tuple[str, ...] | None = None) -> str:
-        """Kill a process of one of these roles, or of any; return its name, such as ``shard-2``."""
-        if roles == ("rewriter",) or (roles is None and self._rng.random() < 0.2):
-            return self._kill_rewriter()
+        """Kill a process of one of these roles, or of any; return its name, such as ``shard-2``.
+
+        The role ``rewriting`` is a shard that writes a base.
+        """
+        rewriting = self._rewriting() if roles == ("rewriting",) or self._rng.random() < 0.2 else None
+        if rewriting is not None:
+            roles = (rewriting,)
+        elif roles == ("rewriting",):
+            roles = ("shard",)
         names = {
             name: process
             for name, process in self._processes().items()
-            if len(self._recent(name)) < MOST_DEATHS - 1 and (roles is None or name.split("-")[0] in roles)
+            if len(self._recent(name)) < MOST_DEATHS - 1
+            and (roles is None or name in roles or name.split("-")[0] in roles)
         }
         by_role: dict[str, list[str]] = {}
         for name in sorted(names):
@@ -59,37 +66,24 @@ class Victims:
         with contextlib.suppress(psutil.NoSuchProcess):
             names[name].kill()
         self.killed[role] += 1
+        self.killed["shard with a base begun"] += name == rewriting
         self._deaths.setdefault(name, []).append(time.monotonic())
         if name == "supervisor":
             self._deaths.clear()
         return name
 
-    def _kill_rewriter(self) -> str:
-        """Have the logs rewritten, and kill a process that does so, at any moment of its short life."""
-
-        def found() -> tuple[str, psutil.Process] | None:
-            with contextlib.suppress(ImdsError), self._server.client() as client:
-                client.execute("rewrite")
-            end = time.monotonic() + 1.0
-            while time.monotonic() < end:
-                for name, process in self._processes().items():
-                    if name.startswith("rewriter"):
-                        return name, process
-            return None
-
+    def _rewriting(self) -> str | None:
+        """Have the logs rewritten; return the name of a shard that has just begun a base."""
         before = self._bases()
-        name, process = until("a rewriter", found)
-        if self._rng.random() < 0.5:
-            time.sleep(self._rng.uniform(0.0, 0.3) ** 2)  # most of which it needs to start
-        else:
-            end = time.monotonic() + 2.0
-            while self._bases() <= before and process.is_running() and time.monotonic() < end:
-                time.sleep(0.001)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-            self.killed["rewriter with a base begun"] += not self._bases() <= before
-        self.killed["rewriter"] += 1
-        return str(name)
+        with contextlib.suppress(ImdsError), self._server.client() as client:
+            client.execute("rewrite")
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            if begun := self._bases() - before:
+                time.sleep(self._rng.uniform(0.0, 0.1) ** 2)
+                return f"shard-{int(begun.pop().parent.name.removeprefix('shard-'))}"
+            time.sleep(0.0005)
+        return None
 
     def _bases(self) -> set[Path]:
         return set(self._server.directory.glob("gen-*/shard-*/*.base"))

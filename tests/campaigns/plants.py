@@ -27,13 +27,12 @@ from imds.protocol import encode_request, split_request
 from imds.reshard import ShardLogs
 from imds.shard import aof as aof_module
 from imds.shard import record, segment
-from imds.shard import rewrite as rewrite_module
-from imds.shard import rewriter as rewriter_module
 from imds.shard import worker as worker_module
 from imds.shard.aof import Aof
 from imds.shard.links import Grant, Links
-from imds.shard.record import RecordEncoder
-from imds.shard.store import HOT, UnifiedStore, effects
+from imds.shard.record import RecordEncoder, each_record
+from imds.shard.rewrite import BaseFile
+from imds.shard.store import HOT, UnifiedStore
 from imds.shard.worker import Worker
 from imds.storage import Storage
 
@@ -155,12 +154,13 @@ def torn_tail_kept(patch: pytest.MonkeyPatch) -> None:
 
 def base_not_synced(patch: pytest.MonkeyPatch) -> None:
     """The base is named by the manifest before its bytes are safe."""
-    plain = rewriter_module.fold
+    plain = BaseFile.finish
 
-    def fold(storage: Storage, *arguments: Any, **names: Any) -> Any:
-        return plain(_Without(storage, "fsync"), *arguments, **names)
+    def finish(self: BaseFile, sequence: int, clock: int) -> Any:
+        self._storage = _Without(self._storage, "fsync")
+        return plain(self, sequence, clock)
 
-    patch.setattr(rewriter_module, "fold", fold)
+    patch.setattr(BaseFile, "finish", finish)
 
 
 def segment_switched_before_the_manifest(patch: pytest.MonkeyPatch) -> None:
@@ -188,26 +188,23 @@ def old_segments_go_before_the_manifest(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Aof, "adopt", adopt)
 
 
-class Forgetful:
-    """A store of which a base gets some effects only."""
-
-    def __init__(self, store: UnifiedStore, keep: Callable[[list[bytes]], list[bytes]]) -> None:
-        self._store = store
-        self._keep = keep
-
-    def save(self, log: RecordEncoder, room: int) -> Iterator[None]:
-        for effect in self._keep([one for entry in self._store.entries() for one in effects(*entry)]):
-            log.add(effect)
-        return iter(())
-
-
 def forget(patch: pytest.MonkeyPatch, keep: Callable[[list[bytes]], list[bytes]]) -> None:
-    plain = rewrite_module.write_base
-    patch.setattr(
-        rewrite_module,
-        "write_base",
-        lambda storage, directory, store, **rest: plain(storage, directory, Forgetful(store, keep), **rest),
-    )
+    """Have a base get only what ``keep`` leaves of the effects of each piece."""
+    plain = BaseFile.take
+
+    def take(self: BaseFile) -> bytes:
+        records = self.log.pending()
+        self.log.rollback()
+        for effect in keep([records[start:end] for _, start, end in each_record(records)]):
+            self.log.add(effect)
+        return plain(self)
+
+    patch.setattr(BaseFile, "take", take)
+
+
+def base_forgets_what_is_written_meanwhile(patch: pytest.MonkeyPatch) -> None:
+    """What is logged while a base is written is not added to it."""
+    patch.setattr(BaseFile, "copy", lambda self, records: None)
 
 
 def base_forgets_a_key(patch: pytest.MonkeyPatch) -> None:
@@ -575,6 +572,7 @@ PLANTED = (
     Planted(segment_switched_before_the_manifest, crashed("always"), 2),
     Planted(old_segments_go_before_the_manifest, crashed("always"), 2),
     Planted(base_forgets_a_key, crashed("always"), 3),
+    Planted(base_forgets_what_is_written_meanwhile, crashed("always"), 1_000_031),
     Planted(base_forgets_deadlines, crashed("always"), 7),
     Planted(effects_of_a_command_are_several_records, crashed("no")),
     Planted(deadlines_are_logged_as_times_to_live, crashed("always")),

@@ -3,7 +3,7 @@
     test (main thread) ── control channel, link: real sockets ──▶ imds.shard.worker.main (a thread)
                                                                     │ and the threads that it starts
                                                                     ▼
-                                                                 SimDisk ◀── imds.shard.rewriter.main
+                                                                 SimDisk
 
 Nothing of the worker is repeated here. Whatever of its surroundings would make a run differ from the next
 is replaced in every module of the package: threads and locks, clock, selectors, random seeds, signals, and
@@ -36,7 +36,6 @@ from typing import Any
 import imds.process
 import imds.reshard
 import imds.shard.links as links
-import imds.shard.rewriter as rewriter
 import imds.shard.worker as worker
 import imds.storage
 from campaigns import schedule as sim_threads
@@ -113,7 +112,6 @@ def _replacements(sim: Simulation) -> dict[int, Any]:
         id(imds.process.Signals): _NoSignals,
         id(imds.storage.Storage): lambda: sim.disk,
     }
-    by_id[id(rewriter.yield_to_all)] = _nothing
     # Logging, signal handlers, scheduling, limits: the process is this test's.
     by_id |= {id(one): _nothing for one in vars(imds.process).values() if inspect.isfunction(one)}
     by_id |= {id(getattr(threading, name)): twin for name, twin in threads.items()}
@@ -151,9 +149,7 @@ class Simulation:
         self.schedule = Schedule(rng, disk.clock())
         self.shards: list[Shard] = []
         self.turns: dict[bytes, int] = {}  # envelope: the shard's clock when it was carried out, in ms
-        self.doomed: set[Task | None] = set()  # killed at their next operation on the disk
         self.granted = 0  # appends by the kernel of the links
-        self.rewriter_deaths = 0.0  # how probable it is that a rewriter is killed at an operation
 
     def start_shard(self, config: Config, index: int, datadir: DataDir) -> Shard:
         """Start the process of a shard; it has not loaded yet."""
@@ -189,16 +185,13 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
         if name == "close" and sim.schedule.stopped:
             return  # of a thread that unwinds: it has no effect
         sim.schedule.pause()
-        task = sim.schedule.current
-        if task in sim.doomed or (task.name == "rewriter" and rng.random() < sim.rewriter_deaths):
-            raise SimCrash(f"{task.name} was killed")
 
     before, during, disk.clock = disk.before, disk.during, lambda: sim.schedule.now
     plain, plain_links = worker.UnifiedStore, worker.Links
     disk.before, disk.during = _then(before, pause), _then(during, pause)
     disk.direct = rng.random() < 0.5
-    # A rewriter folds one log here, and ends: whoever started it waits for that.
-    linger, rewriter.LINGER_BYTES = rewriter.LINGER_BYTES, -1
+    # The data are few: what is saved at a time has to be less, if anything is to come in between.
+    piece, worker.PIECE = worker.PIECE, rng.choice((1, 200, worker.PIECE))
     try:
         for names, name, value in sites:
             names[name] = by_id[id(value)]
@@ -213,7 +206,7 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
         finally:
             disk.before, disk.during = before, during
             worker.UnifiedStore, worker.Links = plain, plain_links  # type: ignore[misc]
-            rewriter.LINGER_BYTES = linger
+            worker.PIECE = piece
             links.os = os  # type: ignore[attr-defined]
             for names, name, value in sites:
                 names[name] = value
@@ -342,22 +335,20 @@ class Link:
 
 
 class Shard:
-    """One process of the shard, with the supervisor that it needs, and who rewrites its log when it asks."""
+    """One process of the shard, with the supervisor that it needs."""
 
     def __init__(self, sim: Simulation, config: Config, index: int, datadir: DataDir) -> None:
         self._sim = sim
-        self._arguments = config, index, datadir.shard_dir(index), datadir.generation
+        arguments = config, index, datadir.shard_dir(index), datadir.generation
         self.channel, theirs = Channel.pair()
         self._sockets = [theirs]
         self._links: list[Link] = []
         self._heard: list[str] = []  # kinds of messages
         self._rewrites = Rewrites()
-        self._rewriter: Task | None = None
-        self._fold: Channel | None = None
         self.refusal = ""
         self.rewritten = 0
         self.task: Task = sim.schedule.spawn(
-            lambda: worker.main(*self._arguments, Channel(theirs)), f"shard-{index}"
+            lambda: worker.main(*arguments, Channel(theirs)), f"shard-{index}"
         )
         self._supervisor = sim.schedule.spawn(self._supervise, f"supervisor-{index}")
 
@@ -379,7 +370,6 @@ class Shard:
 
     def stop(self) -> int:
         """Have it stop as the supervisor does; return the exit code."""
-        self._sim.doomed.add(self._rewriter)
         self.channel.send("stop")
         self._sim.schedule.wait(lambda: self.task.done)
         if self.task.error is not None:
@@ -392,20 +382,13 @@ class Shard:
         while not self.task.done or self._readable(self.channel):
             schedule, pause = self._sim.schedule, self._rewrites.wait(self._sim.schedule.now)
             schedule.wait(
-                lambda: (
-                    self.task.done
-                    or self._readable(self.channel)
-                    or (self._rewriter is not None and self._rewriter.done)
-                ),
-                FOREVER if pause is None or self._rewriter is not None else schedule.now + pause,
+                lambda: self.task.done or self._readable(self.channel),
+                FOREVER if pause is None else schedule.now + pause,
             )
             for message, _fds in self.channel.receive():
                 self._on_shard(message)
-            if self._rewriter is not None and self._rewriter.done:
-                self._on_rewriter_end()
-            if self._rewriter is None and self._rewrites.start(schedule.now, {0}) is not None:
-                self.channel.send("switch")
-        self._sim.doomed.add(self._rewriter)
+            if self._rewrites.start(schedule.now, {0}) is not None:
+                self.channel.send("rewrite")
 
     @staticmethod
     def _readable(channel: Channel) -> bool:
@@ -418,33 +401,12 @@ class Shard:
             self.refusal = message["reason"]
         elif kind == "rewrite":
             self._rewrites.ask(0, self._sim.schedule.now, at_once=message["at_once"])
-        elif kind == "switched":
-            self._fold, theirs = Channel.pair()
-            self._sockets += [self._fold.sock, theirs]
-            self._rewriter = self._sim.schedule.spawn(
-                lambda: rewriter.main(*self._arguments, Channel(theirs)), "rewriter"
-            )
         elif kind == "rewritten":
             if message["error"]:
                 self._rewrites.failed(self._sim.schedule.now)
             else:
                 self.rewritten += 1
                 self._rewrites.succeeded()
-
-    def _on_rewriter_end(self) -> None:
-        assert self._rewriter is not None
-        assert self._fold is not None
-        error = self._rewriter.error
-        if error is not None and not isinstance(error, SimCrash):
-            raise error
-        self._rewriter = None
-        for message, _fds in self._fold.receive():
-            if message["kind"] == "folded":
-                self.channel.send("adopt", base=message["base"])
-            else:
-                self.channel.send("unrewritten", reason=message["reason"])
-            return
-        self.channel.send("unrewritten", reason="it was killed")
 
     def keys(self) -> int:
         """Return how many keys it says that it holds."""

@@ -7,7 +7,7 @@ from campaigns.reporting import quiet
 
 
 def test_kills():
-    done = kills.campaign(5, 3, quiet, roles=("shard", "rewriter", "router", "supervisor", "rewriter"))
+    done = kills.campaign(5, 3, quiet, roles=("shard", "rewriting", "router", "supervisor", "rewriting"))
     assert "0 acknowledged lost, 0 invented" in done
 
 

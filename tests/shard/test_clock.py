@@ -1,13 +1,13 @@
 """The times in a log: where they are written, what they cost, and that they survive a rewrite."""
 
 import pytest
+from rewriting import rewrite
 from test_aof import FAST, append, encoded, loaded
 
 from imds.protocol import encode_request
 from imds.shard import aof as aof_module
-from imds.shard.kernel import RecordEncoder, UnifiedStore
 from imds.shard.record import HEADER
-from imds.shard.rewrite import fold, open_file
+from imds.shard.rewrite import open_file
 from imds.shard.segment import CLOCK, SEGMENT_HEADER, encode_mark, read_mark
 
 EFFECTS = [encode_request([b"set", b"key%d" % number, b"value"]) for number in range(3)]
@@ -94,11 +94,7 @@ def test_a_base_has_the_last_time_of_what_it_was_made_of(tmp_path, clock):
     append(aof, EFFECTS)
     clock[0] += 5
     append(aof, EFFECTS)
-    aof.prepare_switch()
-    aof.switch()
-    aof.settle()
-    store = UnifiedStore(RecordEncoder(0))
-    aof.adopt(fold(FAST, tmp_path, store, shard=0, generation=1))
+    rewrite(aof)
     assert clocks(tmp_path, aof) == [(1005_000_000, 3), (0, 0)]
     aof.close()
     again, _ = loaded(tmp_path)

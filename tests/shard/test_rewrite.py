@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from failing_storage import Crash, FailingStorage, FastStorage
@@ -22,7 +22,7 @@ from imds.protocol import encode_request
 from imds.shard import record, rewrite, store
 from imds.shard.aof import SUSPECT, Aof, AofError, AofSyncFailed
 from imds.shard.manifest import MANIFEST, Base, create_log
-from imds.shard.rewrite import fold
+from imds.shard.rewrite import BaseFile
 from imds.shard.segment import SEGMENT_HEADER, AofDamaged, base_name, segment_name
 from imds.storage import Storage
 
@@ -44,6 +44,7 @@ class Shard:
     ) -> None:
         self.variant = variant
         self.directory = directory
+        self.base: BaseFile | None = None  # which what is logged is added to
         self.storage = storage
         if not list(directory.iterdir()):
             create_log(FAST, directory, shard=0, generation=1)
@@ -69,27 +70,55 @@ class Shard:
         records = self.store.log.pending()
         if records:
             self.aof.append(records)
+            if self.base is not None:
+                self.base.copy(records)
             self.store.commit()
             self.aof.sync()
 
-    def switch(self) -> None:
+    def begin(self, piece: int = 100) -> None:
         self.aof.prepare_switch()
+        self.base = self.made = self.aof.new_base()
+        self.saving = self.store.save(self.base.log, piece)
+
+    def save(self) -> bool:
+        """Save a piece; return whether there is more."""
+        more = next(self.saving, self) is not self
+        self.made.write(self.made.take())
+        return more
+
+    def switch(self) -> None:
+        """All is saved: log to the next segment from now on."""
+        last, self.base = self.made.take(), None
+        self.due = self.store.log.sequence, self.aof.clock
         self.aof.switch()
         self.store.log = self._encoder(self.aof.seed, self.store.log.sequence)
+        self.made.write(last)
 
-    def fold(self) -> Base | None:
-        empty = self.variant.pick(store.UnifiedStore, "store")(self._encoder(0))
-        return fold(self.storage, self.directory, empty, shard=0, generation=1)
+    def finish(self) -> Base:
+        return self.made.finish(*self.due)
+
+    def make(self) -> Base:
+        """Do all that comes before adopting, without a write in between."""
+        self.begin()
+        while self.save():
+            pass
+        self.switch()
+        self.aof.settle()
+        return self.finish()
 
     def rewrite(self) -> Base:
         """All steps, with writes between them."""
+        self.begin()
+        self.run((b"set", b"key-2", b"while it is saved"), (b"rename", b"key-2", b"key-1"))
+        while self.save():
+            self.run((b"zadd", b"scores", b"7", b"while it is saved"), (b"append", b"key-3", b"more"))
+        self.run((b"pexpireat", b"scores", b"5000000000000"))
         self.switch()
         self.run((b"set", b"after the switch", b"1"))
         self.aof.settle()
         self.run((b"zadd", b"scores", b"7", b"after settling"))
-        base = self.fold()
-        assert base is not None
-        self.run((b"del", b"key-1"), (b"set", b"after folding", b"1"))
+        base = self.finish()
+        self.run((b"del", b"key-1"), (b"set", b"after it was made", b"1"))
         self.aof.adopt(base)
         self.run((b"set", b"after adopting", b"1"))
         return base
@@ -119,7 +148,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def fill(shard: Shard, seed: int = 1, count: int = 120) -> None:
-    """Write, in batches, so that there is something to fold away."""
+    """Write, in batches, so that there is something that a rewrite drops."""
     rng = random.Random(seed)
     for _ in range(count // 10):
         batch: list[tuple[bytes, ...]] = []
@@ -170,13 +199,9 @@ def test_a_base_and_nothing_else(variant: Variant, log: Path) -> None:
     """An empty log, and one that was rewritten twice without a write in between."""
     shard = Shard(variant, log)
     for _ in range(3):
-        shard.switch()
-        shard.aof.settle()
-        base = shard.fold()
-        assert base is not None
+        base = shard.make()
         assert base.records == 0
         shard.aof.adopt(base)
-    assert shard.fold() is None, "no segment is closed"
     shard.close()
     assert picture(Shard(variant, log)) == []
 
@@ -186,9 +211,7 @@ def test_eviction_goes_on_in_the_same_order(variant: Variant, log: Path) -> None
     shard = Shard(variant, log, **limits)
     for number in range(12):
         shard.run((b"set", b"key-%d" % number, b"x"))
-    shard.switch()
-    base = shard.fold()
-    assert base is not None
+    base = shard.make()
     assert base.records == 5
     shard.aof.adopt(base)
     shard.close()
@@ -199,7 +222,6 @@ def test_eviction_goes_on_in_the_same_order(variant: Variant, log: Path) -> None
 
 
 def test_large_records_and_many(variant: Variant, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewrite, "_FLUSH", 1000)
     monkeypatch.setattr(rewrite, "_SYNC_STEP", 3000)
     shard = Shard(variant, log)
     for number in range(50):
@@ -208,12 +230,11 @@ def test_large_records_and_many(variant: Variant, log: Path, monkeypatch: pytest
 
     class Noting(FastStorage):
         def fdatasync(self, fd: int) -> None:
-            synced.append(self.size(fd))
+            if fd == shard.made._fd:
+                synced.append(self.size(fd))
 
-    shard.switch()
-    shard.storage = Noting()
-    base = shard.fold()
-    assert base is not None
+    shard.aof._storage = Noting()
+    base = shard.make()
     gaps = [end - start for start, end in zip([0, *synced], [*synced, base.bytes], strict=True)]
     assert max(gaps) < 6000, "the disk is never given all of it at once"
     shard.aof.adopt(base)
@@ -230,7 +251,11 @@ _steps = st.lists(
         st.tuples(st.just(b"del"), _keys),
         st.tuples(st.just(b"zadd"), _keys, st.sampled_from([b"1", b"-3", b"inf"]), _members),
         st.tuples(st.just(b"zrem"), _keys, _members),
-        st.tuples(st.sampled_from([b"switch", b"settle", b"fold", b"restart", b"adopt"])),
+        st.tuples(st.just(b"pexpireat"), _keys, st.sampled_from([b"5000000000000", b"6000000000000"])),
+        st.tuples(st.just(b"persist"), _keys),
+        st.tuples(st.just(b"append"), _keys, st.binary(max_size=9)),
+        st.tuples(st.just(b"rename"), _keys, _keys),
+        st.tuples(st.sampled_from([b"rewrite", b"rewrite", b"settle", b"restart", b"adopt"])),
     ),
     max_size=40,
 )
@@ -244,12 +269,15 @@ def test_any_steps(variant: Variant, tmp_path_factory: pytest.TempPathFactory, s
     shard, twin = Shard(variant, log), Shard(variant, tmp_path_factory.mktemp("twin"))
     base: Base | None = None
     for step in [*steps, (b"restart",)]:
-        if step == (b"switch",):
-            shard.switch()
+        if step == (b"rewrite",):  # each time a step of it
+            if shard.base is None:
+                base = None
+                shard.begin(piece=1)
+            elif not shard.save():
+                shard.switch()
+                base = shard.finish()
         elif step == (b"settle",):
             shard.aof.settle()
-        elif step == (b"fold",):
-            base = shard.fold()
         elif step == (b"adopt",):
             if base is not None:
                 shard.aof.adopt(base)
@@ -261,7 +289,7 @@ def test_any_steps(variant: Variant, tmp_path_factory: pytest.TempPathFactory, s
             shard, twin = Shard(variant, log), Shard(variant, twin.directory)
             shard.store.check()
             assert (shard.store.digest(), shard.store.log.sequence) == (digest, sequence)
-            assert picture(shard) == picture(twin), "the order of use too"
+            assert sorted(picture(shard)) == sorted(picture(twin))
             base = None
         else:
             shard.run(step)
@@ -277,9 +305,7 @@ def test_when_it_is_due(variant: Variant, log: Path) -> None:
     assert shard.aof.is_grown(100, size)
     assert not shard.aof.is_grown(100, size + 1), "too small"
     assert not shard.aof.is_grown(0, size), "switched off"
-    shard.switch()
-    base = shard.fold()
-    assert base is not None
+    base = shard.make()
     shard.aof.adopt(base)
     assert not shard.aof.is_grown(100, 1)
     grown = 0
@@ -311,8 +337,16 @@ def template(variant: Variant, tmp_path: Path) -> tuple[Path, Callable[[Path, St
 def acknowledged(shard: Shard) -> Iterator[int]:
     """Rewrite and write; yield the digest of all that was acknowledged after each write."""
     yield shard.store.digest()
+    shard.begin()
+    for number in itertools.count():
+        shard.run((b"set", b"step", b"%d" % number))
+        yield shard.store.digest()
+        shard.run((b"rename", b"step", b"key-1"))
+        yield shard.store.digest()
+        if not shard.save():
+            break
     shard.switch()
-    for number, step in enumerate((None, shard.aof.settle, shard.fold, None)):
+    for number, step in enumerate((None, shard.aof.settle, shard.finish, None)):
         result = step() if step else None
         if isinstance(result, Base):
             shard.aof.adopt(result)
@@ -444,33 +478,23 @@ def test_a_base_with_any_wrong_byte_is_refused(variant: Variant, log: Path) -> N
         Shard(variant, log)
 
 
-def test_damaged_segments_are_not_folded(variant: Variant, log: Path) -> None:
-    """Memory is right and the disk is not: what is on the disk must not become the base."""
+def test_what_is_wrong_on_the_disk_is_made_good(variant: Variant, log: Path) -> None:
+    """A base is made of what the shard holds, and not of what its files say."""
     shard = Shard(variant, log)
     fill(shard)
-    shard.switch()
-    shard.aof.settle()
     path = log / segment_name(1)
     data = path.read_bytes()
-    before = files(log)
-    for damaged in (data[:500] + b"!" + data[501:], data[:-1]):
-        path.write_bytes(damaged)
-        with pytest.raises(AofDamaged, match=str(path)):
-            shard.fold()
-        assert files(log) == before
-    path.write_bytes(data)
-    base = shard.fold()
-    assert base is not None
-    shard.aof.adopt(base)
+    path.write_bytes(data[:500] + b"!" + data[501:])
+    shard.rewrite()
+    digest = shard.store.digest()
     shard.close()
+    assert Shard(variant, log).store.digest() == digest
 
 
-def test_only_the_base_that_was_folded_is_adopted(variant: Variant, log: Path) -> None:
+def test_only_the_base_that_was_made_is_adopted(variant: Variant, log: Path) -> None:
     shard = Shard(variant, log)
     fill(shard)
-    shard.switch()
-    base = shard.fold()
-    assert base is not None
+    base = shard.make()
     before = files(log)
     for wrong in (
         Base(2, base.sequence, base.records, base.bytes),
@@ -487,19 +511,58 @@ def test_only_the_base_that_was_folded_is_adopted(variant: Variant, log: Path) -
     shard.close()
 
 
-def test_what_a_killed_rewriter_left_is_removed_by_the_next(variant: Variant, log: Path) -> None:
+def test_what_was_not_finished_is_written_over_and_removed(variant: Variant, log: Path) -> None:
     shard = Shard(variant, log)
     fill(shard)
     (log / base_name(1)).write_bytes(b"half")
-    shard.switch()
     (log / base_name(7)).write_bytes(b"half of a longer one")
-    shard.switch()
-    base = shard.fold()
-    assert base is not None
-    assert base.number == 2
-    assert base_name(1) not in files(log)
-    assert base_name(7) not in files(log)
+    base = shard.make()
+    assert base.number == 1
     shard.aof.adopt(base)
+    assert files(log) == ["00000001.base", "00000002.aof", MANIFEST]
+    shard.close()
+
+
+def test_a_base_that_is_given_up_leaves_nothing(variant: Variant, log: Path) -> None:
+    shard = Shard(variant, log)
+    fill(shard)
+    for pieces in (0, 1, 3):
+        shard.begin()
+        for _ in range(pieces):
+            shard.save()
+        shard.saving.close()
+        shard.made.discard()
+        shard.made.discard()
+        assert not [name for name in files(log) if name.endswith(".base")]
+    shard.rewrite()
+    shard.close()
+
+
+def test_a_base_that_the_disk_does_not_take_is_given_up(
+    variant: Variant, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is logged meanwhile is held in memory, but not without end."""
+    monkeypatch.setattr(rewrite, "MOST_HELD", 10_000)
+    shard = Shard(variant, log)
+    fill(shard)
+    shard.begin()
+    for number in range(5):
+        for _ in range(3):
+            shard.run((b"set", b"key-%d" % number, b"x" * 3000))
+        assert shard.made.failed is None
+        shard.save()
+    for _ in range(4):
+        shard.run((b"set", b"key", b"x" * 3000))
+    assert shard.made.failed is None
+    shard.run((b"set", b"key", b"x" * 3000))
+    assert "12168 bytes wait for the disk" in str(shard.made.failed)
+    held = len(shard.made.take())
+    shard.run((b"set", b"key", b"x"))
+    assert held > 12_000 > 100 > len(shard.made.take()), "and no more is held"
+    shard.made.failed, shard.made.log = None, Mock(copy=Mock(side_effect=MemoryError))
+    shard.run((b"set", b"key", b"x"))
+    assert "no memory for" in str(shard.made.failed)
+    shard.base = None
     shard.close()
 
 
@@ -613,22 +676,3 @@ def test_a_suspect_log_takes_nothing_before_it_is_renewed(variant: Variant, log:
         aof.append(b"x")
     aof.close()
     assert SUSPECT in files(log)
-
-
-# -- the process -----------------------------------------------------------------------------------------
-
-_FOLDS = """
-import os
-from pathlib import Path
-from imds.config import Config
-from imds.control import Channel
-from imds.shard import rewriter
-idle = hasattr(os, "SCHED_IDLE")
-rewriter.fold = lambda *a, **k: print(os.nice(0), os.sched_getscheduler(0) if idle else 5)
-rewriter.main(Config(), 0, Path("."), 1, Channel.pair()[0])
-"""
-
-
-def test_it_folds_in_time_that_nobody_else_wants() -> None:
-    done = subprocess.run([sys.executable, "-c", _FOLDS], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["19", str(getattr(os, "SCHED_IDLE", 5))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import select
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ from test_worker import DEADLINE, Disk, Shard
 from imds.process import EXIT_DISK
 from imds.protocol import OK, encode_request
 from imds.shard import aof as aof_module
+from imds.shard import rewrite as rewrite_module
 from imds.shard import worker as worker_module
 from imds.shard.aof import SUSPECT, Aof
 from imds.shard.kernel import RecordEncoder, UnifiedStore
 from imds.shard.manifest import MANIFEST
 from imds.shard.record import each_effect
-from imds.shard.rewrite import fold
 
 FAST = FastStorage()
 DONE = (OK, b"OK")
@@ -52,13 +51,6 @@ def stats(shard: Shard) -> dict[str, Any]:
 
 def files(shard: Shard) -> list[str]:
     return sorted(path.name for path in shard.aof.directory.iterdir())
-
-
-def fold_it(shard: Shard) -> dict[str, int]:
-    """Do the rewriter's part."""
-    base = fold(FAST, shard.aof.directory, UnifiedStore(RecordEncoder(0)), shard=0, generation=1)
-    assert base is not None
-    return asdict(base)
 
 
 def effects(directory: Path) -> list[bytes]:
@@ -107,96 +99,167 @@ def test_a_rewrite_from_the_request_to_its_end(shard: Shard) -> None:
     assert shard.ask((b"rewrite",)) == [DONE]
     assert heard(shard, "rewrite")["at_once"] is True
     assert stats(shard)["rewrite_running"] is False, "it is not this shard's turn yet"
-    shard.control.send("switch")
-    heard(shard, "switched")
-    assert stats(shard)["rewrite_running"] is True
-    assert shard.ask((b"set", b"other", b"after the switch")) == [DONE]
-    assert files(shard) == ["00000001.aof", "00000002.aof", MANIFEST]
-    base = fold_it(shard)
-    assert base["records"] == 2
-    assert shard.ask((b"set", b"other", b"after the fold")) == [DONE]
-    shard.control.send("adopt", base=base)
+    shard.control.send("rewrite")
     assert heard(shard, "rewritten")["error"] == ""
     assert files(shard) == ["00000001.base", "00000002.aof", MANIFEST]
     row = stats(shard)
     assert (row["rewrites"], row["rewrite_running"], row["last_rewrite_error"]) == (1, False, "")
-    assert row["aof_base_bytes"] == base["bytes"]
+    assert row["aof_base_bytes"] == (shard.aof.directory / "00000001.base").stat().st_size
+    assert shard.ask((b"set", b"other", b"afterwards")) == [DONE]
     shard.stop()
     assert effects(shard.aof.directory) == [
         encode_request([b"set", b"key", b"49"]),
         encode_request([b"zadd", b"z", b"49.0", b"m"]),
-        encode_request([b"set", b"other", b"after the switch"]),
-        encode_request([b"set", b"other", b"after the fold"]),
+        encode_request([b"set", b"other", b"afterwards"]),
     ]
 
 
-def test_the_loop_goes_on_while_files_are_made_and_removed(shard: Shard) -> None:
-    """Each slow operation of a rewrite stands still until the shard has answered meanwhile."""
-    go, reached = threading.Event(), threading.Semaphore(0)
+class Gate(Disk):
+    """A disk where what a rewrite does, but for syncs of the log, stands still until it is let through."""
 
-    class Slow(Disk):
-        def _note(self, name: str) -> None:
-            pass
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+        self.steps: list[str] = []
 
-        def wait(self) -> None:
-            reached.release()
-            assert go.wait(DEADLINE)
+    def _note(self, name: str) -> None:
+        pass
 
-        def fsync(self, fd: int) -> None:
-            self.wait()
+    def step(self, name: str) -> None:
+        if threading.current_thread().name == "background":
+            self.steps.append(name)
+            self.reached.release()
+            assert self.go.acquire(timeout=DEADLINE)
 
-        def fsync_dir(self, path: Path) -> None:
-            self.wait()
+    def write(self, fd: int, data: Any) -> int:
+        self.step("write")
+        return super().write(fd, data)
 
-        def unlink(self, path: Path) -> None:
-            self.wait()
-            super().unlink(path)
+    def fsync(self, fd: int) -> None:
+        self.step("fsync")
 
-    shard.ask((b"set", b"key", b"0"))
-    shard.aof._storage = Slow()
-    for step in ("switch", "adopt"):
-        fields = {"base": fold_it(shard)} if step == "adopt" else {}
-        go.clear()
-        shard.control.send(step, **fields)
-        assert reached.acquire(timeout=DEADLINE)
-        for number in range(3):
-            assert shard.ask((b"set", b"key", b"%d" % number), (b"get", b"key"))[1] == (OK, b"%d" % number)
-        go.set()
-        heard(shard, "switched" if step == "switch" else "rewritten")
+    def fsync_dir(self, path: Path) -> None:
+        self.step("fsync_dir")
+
+    def fdatasync(self, fd: int) -> None:
+        pass
+
+    def unlink(self, path: Path) -> None:
+        self.step("unlink")
+        super().unlink(path)
+
+
+@pytest.mark.parametrize("shard", ["everysec", "always", "no"], indirect=True)
+def test_the_loop_goes_on_while_files_are_made_and_removed(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two steps the shard answers, and what it writes then is in the log that comes of it."""
+    monkeypatch.setattr(worker_module, "PIECE", 100)
+    shard.ask(*((b"set", b"key-%d" % number, b"x" * 30) for number in range(30)))
+    disk = shard.aof._storage = Gate()
+    shard.control.send("rewrite")
+    turns = 0
+    while True:
+        if not disk.reached.acquire(timeout=0.01):
+            if not stats(shard)["rewrite_running"]:
+                break
+            continue
+        turns += 1
+        replies = shard.ask(
+            (b"set", b"step", b"%d" % turns),
+            (b"get", b"step"),
+            (b"append", b"key-%d" % (turns % 30), b"!"),
+            (b"rename", b"key-%d" % (-turns % 30), b"key-7"),
+            (b"zadd", b"steps", b"1", b"%d" % turns),
+        )
+        assert replies[1] == (OK, b"%d" % turns)
+        disk.go.release()
+    assert heard(shard, "rewritten")["error"] == ""
+    assert {"write", "fsync", "fsync_dir", "unlink"} <= set(disk.steps)
+    assert turns >= 20
     assert stats(shard)["rewrites"] == 1
     assert files(shard) == ["00000001.base", "00000002.aof", MANIFEST]
+    digest = shard.worker._store.digest()
+    shard.stop()
+    copy = UnifiedStore(RecordEncoder(0))
+    for _ in Aof(shard.aof.directory, shard=0, generation=1, policy="no", storage=FAST).load(copy.replay):
+        pass
+    assert copy.digest() == digest
 
 
 def test_what_fails_is_told_and_changes_nothing(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    shard.ask((b"set", b"key", b"1"))
-    with monkeypatch.context() as patch:
-        patch.setattr(Disk, "fsync", full)
-        shard.control.send("switch")
-        assert "No space left on device" in heard(shard, "rewritten")["error"]
-    assert files(shard) == ["00000001.aof", MANIFEST]
-    row = stats(shard)
-    assert (row["rewrites"], row["rewrite_running"]) == (0, False)
-    assert "No space left on device" in row["last_rewrite_error"]
+    def no_memory(*_: object) -> None:
+        raise MemoryError
 
-    shard.control.send("switch")
-    heard(shard, "switched")
-    shard.control.send("unrewritten", reason="its process was killed by SIGKILL")
-    assert heard(shard, "rewritten")["error"] == "its process was killed by SIGKILL"
-    assert stats(shard)["last_rewrite_error"] == "its process was killed by SIGKILL"
+    monkeypatch.setattr(worker_module, "PIECE", 1)
+    shard.ask(*((b"set", b"%d" % number, b"1") for number in range(100)))
+    plain = Disk.write
 
-    shard.control.send("switch")
-    heard(shard, "switched")
-    base = fold_it(shard)
+    def full_for_others(self: Disk, fd: int, data: Any) -> int:
+        if fd != shard.aof._fd:
+            full()
+        return plain(self, fd, data)
+
+    for place, name, wrong, error in (
+        (Disk, "fsync", full, "No space left on device"),
+        (Disk, "rename", full, "No space left on device"),
+        (Disk, "write", full_for_others, "No space left on device"),
+        (Disk, "write_at", full, "No space left on device"),
+        (worker_module, "next", no_memory, "MemoryError"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, wrong, raising=False)
+            shard.control.send("rewrite")
+            assert error in heard(shard, "rewritten")["error"]
+        row = stats(shard)
+        assert (row["rewrites"], row["rewrite_running"]) == (0, False)
+        assert error in row["last_rewrite_error"]
+        assert not [one for one in files(shard) if one.endswith(".base")]
+        assert shard.ask((b"set", b"key", name.encode())) == [DONE]
+
+    def full_at_the_end(self: Disk, old: Path, new: Path) -> None:
+        if any(one.endswith(".base") for one in files(shard)):
+            full()
+        plain_rename(self, old, new)
+
+    plain_rename = Disk.rename
     with monkeypatch.context() as patch:
-        patch.setattr(Disk, "rename", full)
-        shard.control.send("adopt", base=base)
+        patch.setattr(Disk, "rename", full_at_the_end)
+        shard.control.send("rewrite")
         assert "No space left on device" in heard(shard, "rewritten")["error"]
+    assert [one for one in files(shard) if one.endswith(".base")], "a manifest may name it: nobody knows"
+    assert shard.ask((b"set", b"key", b"1")) == [DONE]
+    shard.control.send("rewrite")
+    assert heard(shard, "rewritten")["error"] == ""
     assert shard.ask((b"set", b"key", b"2")) == [DONE]
+    assert len(files(shard)) == 3
     shard.stop()
     assert effects(shard.aof.directory)[-1] == encode_request([b"set", b"key", b"2"])
+
+
+def test_a_base_that_the_disk_does_not_take_is_given_up(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "PIECE", 1)
+    monkeypatch.setattr(rewrite_module, "MOST_HELD", 100_000)
+    shard.ask(*((b"set", b"%d" % number, b"1") for number in range(100)))
+    disk = shard.aof._storage = Gate()
+    shard.control.send("rewrite")
+    while shard.worker._base is None:
+        if disk.reached.acquire(timeout=0.01):
+            disk.go.release()
+    base = shard.worker._base  # whose file is held up now
+    while base.failed is None:
+        assert shard.ask((b"set", b"key", b"x" * 10_000)) == [DONE]
+    for _ in range(100):
+        disk.go.release()
+    assert "bytes wait for the disk" in heard(shard, "rewritten")["error"]
+    assert not [one for one in files(shard) if one.endswith(".base")]
+    assert shard.ask((b"get", b"key")) == [(OK, b"x" * 10_000)]
 
 
 @pytest.mark.parametrize("percentage", [0, 100])
