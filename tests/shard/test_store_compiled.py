@@ -538,7 +538,7 @@ def test_random_sets_are_the_same_as_the_twins():
 
 
 def test_what_is_used_while_it_is_saved_is_saved_in_the_order_of_use():
-    """Beside evictions, whose victims are the neighbours of the place. The twin has the order of the start."""
+    """Beside evictions, whose victims are the place's neighbours. The twin has the order of the start."""
     dice = random.Random(1)
     store = kernel.UnifiedStore(record.RecordEncoder(9), capacity=450, evict=True)
 
