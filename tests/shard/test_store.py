@@ -1119,6 +1119,31 @@ def test_a_save_beside_commands_is_the_data_at_its_end(variant, seed, monkeypatc
         assert copy.store.digest() == shard.store.digest()
 
 
+@pytest.mark.parametrize("pauses", [1, 5, 15])
+def test_a_set_that_is_replaced_by_another_while_it_is_saved_or_after(variant, pauses):
+    """The other one has not been saved yet, and what it has comes before what is being saved, too."""
+    shard = Shard(variant)
+    for key, shift in ((b"first", 0), (b"other", -500)):
+        for number in range(1000):
+            shard(b"zadd", key, b"%d" % (number + shift), b"%s-%d" % (key, number))
+        for number in range(200):
+            shard(b"set", b"%s-%d" % (key, number), b"v" * 100)
+    shard.store.commit()
+    left = pauses
+
+    def between():
+        nonlocal left
+        left -= 1
+        if not left:
+            assert shard(b"rename", b"other", b"first") == OK
+
+    records, _ = save_beside(shard, type(shard.store.log)(SEED), 5000, between)
+    assert left < 0
+    copy = Shard(variant)
+    copy.store.replay(records)
+    assert copy.store.digest() == shard.store.digest()
+
+
 def test_what_is_used_all_the_time_does_not_keep_a_save_from_its_end(variant):
     shard = Shard(variant)
     for number in range(300):
