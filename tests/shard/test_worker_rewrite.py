@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import select
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,31 @@ def test_the_loop_goes_on_while_files_are_made_and_removed(
     for _ in Aof(shard.aof.directory, shard=0, generation=1, policy="no", storage=FAST).load(copy.replay):
         pass
     assert copy.digest() == digest
+
+
+def test_a_save_rests_after_each_piece(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a multiple of the time that the piece took; requests and deadlines are not kept waiting by that."""
+    monkeypatch.setattr(worker_module, "PIECE", 1)
+    shard.ask(
+        *((b"set", b"%d" % number, b"1") for number in range(100)), (b"set", b"timed", b"1", b"px", b"300")
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "SAVE_REST", 1e9)
+        shard.control.send("rewrite")
+        while shard.worker._save_at == math.inf:
+            assert shard.ask((b"get", b"1")) == [(OK, b"1")]
+        due = shard.worker._save_at
+        used = time.process_time()
+        end = time.monotonic() + DEADLINE
+        while shard.worker._store.timed:
+            time.sleep(0.01)
+            assert time.monotonic() < end, "the deadline has come"
+        assert time.process_time() - used < 0.2, "it sleeps"
+        assert stats(shard)["rewrite_running"] is True
+        assert shard.worker._save_at == due
+    shard.worker._save_at = 0.0
+    shard.ask((b"get", b"1"))
+    assert heard(shard, "rewritten")["error"] == ""
 
 
 def test_what_fails_is_told_and_changes_nothing(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
