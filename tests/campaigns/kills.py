@@ -44,7 +44,8 @@ class Victims:
 
         The role ``rewriting`` is a shard that writes a base.
         """
-        rewriting = self._rewriting() if roles == ("rewriting",) or self._rng.random() < 0.2 else None
+        wanted = roles == ("rewriting",) or (roles is None and self._rng.random() < 0.2)
+        rewriting = self._rewriting() if wanted else None
         if rewriting is not None:
             roles = (rewriting,)
         elif roles == ("rewriting",):
