@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,8 +155,10 @@ def attached(pid: int, inject: Sequence[str], path: Path | None, trace: Path) ->
             if tracer.poll() is not None:
                 assert tracer.stderr is not None
                 raise Violation(f"strace ended: {tracer.stderr.read()}")
-            tasks = Path(f"/proc/{pid}/task").iterdir()
-            return all("TracerPid:\t0" not in (task / "status").read_text() for task in tasks)
+            tasks = Path(f"/proc/{pid}/task")
+            with suppress(OSError):  # a thread has ended, or all are killed by now: then the trace says so
+                return all("TracerPid:\t0" not in (task / "status").read_text() for task in tasks.iterdir())
+            return False
 
         try:
             until("strace is attached", attached)
@@ -174,7 +176,10 @@ def injected(trace: Path) -> int:
 
 def run_running(scenario: Running, directory: Path, rng: random.Random) -> int:
     """Serve, interfere, and check; return the acknowledged writes."""
-    with serving(directory, rng, "--shards", "2", "--appendfsync", scenario.policy) as (server, _):
+    options = ["--shards", "2", "--appendfsync", scenario.policy]
+    if scenario.log:  # strace knows it by its name
+        options += ["--aof-rewrite-percentage", "0"]
+    with serving(directory, rng, *options) as (server, _):
         server.expect(r"\[\d+\] (ERROR|CRITICAL)")
         port = server.port
         writers = [
