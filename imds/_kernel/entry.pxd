@@ -143,6 +143,14 @@ cdef inline void ring_add(Item *ring, Item *entry) noexcept nogil:
     ring.second.older = entry
 
 
+cdef inline void ring_put(Item *before, Item *item) noexcept nogil:
+    """Put the item, which is not in the ring, behind another one."""
+    item.second.older = before
+    item.next = before.next
+    before.next.second.older = item
+    before.next = item
+
+
 cdef inline void ring_remove(Item *entry) noexcept nogil:
     entry.second.older.next = entry.next
     entry.next.second.older = entry.second.older

@@ -20,8 +20,7 @@ round from the newest to the oldest. A mark goes:
 * if fewer than SPARSE entries are between its neighbours, and the time between those is at most 1/256 of what has passed
   since.
 
-A place is no entry either: where a save has come to (``store.pyx``). Nothing is known by it, and marks are counted and
-found as if it were not there, but that a mark beside it may be thought sparse.
+A place is neither entry nor mark: where a save has come to (``store.pyx``). Nothing is known by it.
 
 So the second that is found for an entry is never later than that of its use, and the idle time by it at most 1/256 more
 than the true one. At most there are about entries / (SPARSE / 2) marks, and some thousands that are kept for being far
@@ -56,16 +55,21 @@ ctypedef struct Marks:
 
 
 cdef inline bint is_mark(const Item *item) noexcept nogil:
-    return item.extra & IS_MARK
+    return item.extra == IS_MARK
 
 
 cdef inline bint is_place(const Item *item) noexcept nogil:
     return item.extra == IS_PLACE
 
 
+cdef inline bint is_entry(const Item *item) noexcept nogil:
+    """Whether the item is an entry, or the ring's own."""
+    return not item.extra & IS_MARK
+
+
 cdef inline Item *past_marks(Item *item) noexcept nogil:
     """Return the item, or the first behind it that is neither mark nor place: an entry, or the ring's own."""
-    while is_mark(item):
+    while not is_entry(item):
         item = item.next
     return item
 
@@ -78,7 +82,7 @@ cdef inline uint32_t marks_latest(const Marks *marks) noexcept nogil:
 cdef inline uint32_t marks_second(const Marks *marks, const Item *ring, const Item *entry) noexcept nogil:
     """Return the second from which on the entry was used last. O(entries up to the next mark)."""
     cdef const Item *item = entry.second.older
-    while item != ring and (not is_mark(item) or is_place(item)):
+    while item != ring and not is_mark(item):
         item = item.second.older
     return marks.floor if item == ring else item.size
 
@@ -151,7 +155,7 @@ cdef inline void marks_add(Marks *marks, Item *ring, uint32_t second, size_t ent
     if ring.next == ring:
         marks.floor = second
         return
-    if is_mark(ring.second.older) and not is_place(ring.second.older):
+    if is_mark(ring.second.older):
         ring.second.older.size = second
         return
     mark = <Mark *>alloc(sizeof(Mark))
@@ -185,7 +189,7 @@ cdef inline const char *ring_flaw(const Marks *marks, const Item *ring, uint32_t
     while item != ring:
         if item.second.older != before:
             return "ring: a wrong way back"
-        if is_mark(item) and not is_place(item):
+        if is_mark(item):
             if mark == NULL or item != &mark.item or mark.older != older:
                 return "marks: not in the order of the ring"
             if mark.item.size < latest:

@@ -52,6 +52,7 @@ from imds._kernel.entry cimport (
     is_set,
     is_timed,
     ring_add,
+    ring_put,
     ring_remove,
     ring_touch,
     shell_free,
@@ -66,6 +67,7 @@ from imds._kernel.marks cimport (
     IS_PLACE,
     MARK_EVERY,
     Marks,
+    is_entry,
     is_mark,
     marks_add,
     marks_latest,
@@ -2366,7 +2368,7 @@ cdef class UnifiedStore(Executor):
         cdef Item *entry = self._ring.second.older
         cdef list found = []
         while entry != &self._ring and <size_t>len(found) < count:
-            if not is_mark(entry):
+            if is_entry(entry):
                 found.append((<char *>key_of(entry))[: entry.size])
             entry = entry.second.older
         return [key for key in found if self.kind(key) is not None]  # afterwards, as it may remove
@@ -2875,10 +2877,7 @@ cdef class UnifiedStore(Executor):
         self._saving = True
         self._saved_at = self._past_uses + self._uses
         self._whole = set()
-        self._place.next = self._ring.next
-        self._place.second.older = &self._ring
-        self._ring.next.second.older = &self._place
-        self._ring.next = &self._place
+        ring_put(&self._ring, &self._place)
         try:
             while self._save_some(log, room):
                 yield
@@ -2909,10 +2908,7 @@ cdef class UnifiedStore(Executor):
                 return False
             passed += 1
             ring_remove(&self._place)
-            self._place.next = entry.next
-            self._place.second.older = entry
-            entry.next.second.older = &self._place
-            entry.next = &self._place
+            ring_put(entry, &self._place)
             key = Token(key_of(entry), entry.size)
             if not is_set(entry):
                 text = Token(value_of(entry), size_of(entry))
