@@ -55,6 +55,7 @@ LONGEST_PAUSE = 3.0
 PATIENCE = 10.0  # seconds that each kind of process may take to stop before it is killed
 ECHO = 1.0  # seconds after a stop signal in which another one is the same wish
 LISTEN_BACKLOG = 1024
+LINK_BUFFER = 1 << 20  # bytes that each end of a stream between a router and a shard may hand in; the system caps it
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
@@ -212,6 +213,8 @@ class Supervisor:
         if router.channel is None or shard.channel is None:
             return
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for end in (one, other):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BUFFER)
         with one, other:
             shard.channel.send("link", (other.fileno(),), router=router.index)
             router.channel.send("link", (one.fileno(),), shard=shard.index, restarts=shard.restarts)

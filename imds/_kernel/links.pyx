@@ -1,8 +1,8 @@
 """The streams between a shard and its routers: the compiled twin of ``imds/shard/links.py``, which has the rules.
 
 Waiting, receiving, appending and sending happen here, without a Python object for an event, a round after the
-other; the compiled store runs what has arrived where it is, and its replies are copied once, to where the socket is
-sent from.
+other; the compiled store runs what has arrived where it is, and its replies are sent from where it wrote them,
+unless others still wait for the socket.
 """
 
 import selectors
@@ -42,6 +42,7 @@ from imds._kernel.stream cimport (
     stream_front,
     stream_reserve,
     stream_size,
+    stream_take,
 )
 
 from imds.envelope import LENGTH as _LENGTH
@@ -303,7 +304,7 @@ cdef class Links:
         if executor is not None:
             try:
                 link._used = executor.run_batch(stream_front(&link._arrived), stream_size(&link._arrived))
-                fits = stream_add(&link._out, executor._out.data, executor._out.size)
+                fits = stream_take(&link._out, &executor._out)
             finally:
                 buffer_empty(&executor._out)
         else:

@@ -38,6 +38,19 @@ cdef inline bint stream_add(Stream *stream, const void *data, size_t size) noexc
     return True
 
 
+cdef inline bint stream_take(Stream *stream, Buffer *more) noexcept nogil:
+    """Append what ``more`` holds: an empty stream takes its memory, and gives its own for it. As stream_add."""
+    cdef Buffer held
+    if stream_size(stream):
+        return stream_add(stream, more.data, more.size)
+    held = stream.held
+    stream.held = more[0]
+    stream.start = 0
+    more[0] = held
+    more.size = 0
+    return True
+
+
 cdef inline void stream_free(Stream *stream) noexcept nogil:
     memory.free(stream.held.data)
     memset(stream, 0, sizeof(Stream))

@@ -54,7 +54,7 @@ from imds._kernel.poll cimport (
 )
 from imds._kernel.memory cimport Buffer, buffer_put, buffer_reserve, get_u32
 from imds._kernel.scan cimport PART, TOO_MANY, WHOLE, Scan, scan_advance, scan_reset
-from imds._kernel.socket cimport QUIETLY, recv, send
+from imds._kernel.socket cimport QUIETLY, SHUT_RDWR, recv, send, shutdown
 from imds._kernel.stream cimport (
     Stream,
     stream_add,
@@ -120,6 +120,10 @@ cdef uint32_t DIALECT = _envelope.DIALECT_IMDS
 # clients; a link's holds what the clients of one wake-up have for it.
 cdef size_t KEEP_CLIENT = 8 << 10
 cdef size_t KEEP_LINK = 1 << 20
+
+# What is long is copied as seldom as can be. A reply of so many bytes is sent from where it is, if nothing is in its
+# way; and where so many bytes of a frame have come, more is received behind them: memory follows what has arrived.
+cdef size_t LONG = 16 << 10
 
 cdef bytes UNKNOWN_COMMAND = encode_error(_commands.UNKNOWN_COMMAND)
 cdef bytes WRONG_ARITY = encode_error(_commands.WRONG_ARITY)
@@ -262,8 +266,7 @@ cdef int client_emit(Client client) except -1:
             size = 4 + <uint64_t>get_u32(group.data + group.read)
             if size > group.size - group.read:
                 raise RuntimeError("a group of replies ends early")
-            if not stream_add(&client._out, group.data + group.read, <size_t>size):
-                raise MemoryError
+            client_put(client, group.data + group.read, <size_t>size)
             group.read += <size_t>size
             if group.read == group.size:
                 memory.free(group.data)
@@ -272,6 +275,33 @@ cdef int client_emit(Client client) except -1:
             client.inflight -= 1
         client_pop(client)
     return 0
+
+
+cdef inline int client_put(Client client, const uint8_t *replies, size_t size) except -1:
+    """Add replies to the client's output; long ones are sent, as far as the socket takes them."""
+    cdef Py_ssize_t sent = 0
+    if size >= LONG and client.plain and not client.closing and not stream_size(&client._out):
+        sent = send(client.fd, replies, size, QUIETLY)
+        if sent < 0:  # the next try will meet the reason, too
+            sent = 0
+    if stream_add(&client._out, replies + sent, size - <size_t>sent):
+        return 0
+    if not sent:
+        raise MemoryError
+    shutdown(client.fd, SHUT_RDWR)  # in the midst of a reply: what came next would be taken for its rest
+    return 0
+
+
+cdef inline Stream *client_behind(Client client) noexcept:
+    """Return where to receive behind the beginning of a long frame, with the room for it; NULL: there is none."""
+    if stream_size(&client._rest) >= LONG and not client.closing and stream_reserve(&client._rest, RECEIVE):
+        return &client._rest
+    return NULL
+
+
+cdef inline Stream *link_behind(Link *link) noexcept:
+    """Return where to receive behind the beginning of a reply, with the room for it; NULL: there is none."""
+    return &link.rest if stream_size(&link.rest) and stream_reserve(&link.rest, RECEIVE_LINK) else NULL
 
 
 cdef inline void client_pop(Client client) noexcept:
@@ -425,10 +455,11 @@ cdef class Switch:
 
     def receive(self, Client client not None, int fd):
         """Read once from the client's socket and feed it; return (bytes read, questions)."""
-        cdef Py_ssize_t size = self._recv(fd, RECEIVE)
+        cdef Stream *rest = client_behind(client)
+        cdef Py_ssize_t size = self._receive(fd, rest, RECEIVE)
         cdef list questions = []
         if size:
-            self._feed(client, self._inbox, <size_t>size, questions)
+            self._feed_received(client, rest, <size_t>size, questions)
         return size, questions
 
     def receive_all(self, list clients not None, Py_ssize_t window):
@@ -445,9 +476,10 @@ cdef class Switch:
     cdef inline int _receive_plain(
         self, Client client, Py_ssize_t window, list ended, list changed, list questions
     ) except -1:
-        cdef Py_ssize_t size = recv(client.fd, self._inbox, RECEIVE, 0)
+        cdef Stream *rest = client_behind(client)
+        cdef Py_ssize_t size = self._receive_once(client.fd, rest, RECEIVE)
         if size > 0:
-            self._feed(client, self._inbox, <size_t>size, questions)
+            self._feed_received(client, rest, <size_t>size, questions)
             if (
                 stream_size(&client._out)
                 or client.inflight >= window
@@ -500,15 +532,32 @@ cdef class Switch:
             self._feed(client, NULL, 0, questions)
         return questions
 
-    cdef Py_ssize_t _recv(self, int fd, size_t room) except -1:
-        cdef Py_ssize_t size = recv(fd, self._inbox, room, 0)
+    cdef Py_ssize_t _receive(self, int fd, Stream *rest, size_t room) except -1:
+        """Receive as :meth:`_receive_once` does. Raises OSError."""
+        cdef Py_ssize_t size = self._receive_once(fd, rest, room)
         while size < 0:
             if errno != EINTR:
                 PyErr_SetFromErrno(OSError)
                 return -1
             PyErr_CheckSignals()
-            size = recv(fd, self._inbox, room, 0)
+            size = self._receive_once(fd, rest, room)
         return size
+
+    cdef inline Py_ssize_t _receive_once(self, int fd, Stream *rest, size_t room) noexcept:
+        """Receive ``room`` bytes at most, behind ``rest``, which has the room, or into the inbox if that is NULL."""
+        cdef Py_ssize_t size
+        if rest == NULL:
+            return recv(fd, self._inbox, room, 0)
+        size = recv(fd, rest.held.data + rest.held.size, room, 0)
+        if size > 0:
+            rest.held.size += <size_t>size
+        return size
+
+    cdef inline int _feed_received(self, Client client, const Stream *rest, size_t size, list questions) except -1:
+        """Feed the client what was received, behind ``rest`` or into the inbox."""
+        if rest == NULL:
+            return self._feed(client, self._inbox, size, questions)
+        return self._feed(client, NULL, 0, questions)
 
     cdef int _feed(self, Client client, const uint8_t *data, size_t size, list questions) except -1:
         cdef bint rested = stream_size(&client._rest) > 0
@@ -915,10 +964,11 @@ cdef class Switch:
 
     def receive_link(self, int shard, int fd):
         """Read once from the shard's socket and merge it; return (bytes read, clients, answers)."""
-        cdef Py_ssize_t size = self._recv(fd, RECEIVE_LINK)
+        cdef Stream *rest = link_behind(self._link(shard))
+        cdef Py_ssize_t size = self._receive(fd, rest, RECEIVE_LINK)
         cdef list clients = []
         cdef list answers = []
-        self._merge(shard, self._inbox, <size_t>size, clients, answers)
+        self._merge(shard, self._inbox, <size_t>size if rest == NULL else 0, clients, answers)
         return size, clients, answers
 
     def merge(self, int shard, bytes data not None):
@@ -1020,8 +1070,7 @@ cdef class Switch:
         """Give a turn the replies of one of its groups. The caller holds a reference."""
         cdef Client client = <Client>turn.client
         if client._first == turn and turn.groups == 1:  # nothing to sort
-            if not stream_add(&client._out, replies, size):
-                raise MemoryError
+            client_put(client, replies, size)
             turn.emitted = turn.count
             client.inflight -= turn.count
             client_pop(client)
@@ -1115,12 +1164,13 @@ cdef class Switch:
 
     cdef int _receive_ready(self, int shard, int fd, News news, list answered) except -1:
         """Receive from a link that is readable, as ``receive_link`` does."""
-        cdef Py_ssize_t size = recv(fd, self._inbox, RECEIVE_LINK, 0)
+        cdef Stream *rest = link_behind(&self._links[shard])
+        cdef Py_ssize_t size = self._receive_once(fd, rest, RECEIVE_LINK)
         cdef list clients = []
         cdef list answers = []  # where merge raises LinkError, drop_link accounts for both
         if size > 0:
             try:
-                self._merge(shard, self._inbox, <size_t>size, clients, answers)
+                self._merge(shard, self._inbox, <size_t>size if rest == NULL else 0, clients, answers)
                 answered += clients
                 if answers:
                     news.answers += [(shard, token, reply) for token, reply in answers]

@@ -24,6 +24,7 @@ from switch_model import (
     false_envelope,
     in_c_memory,
     request,
+    response,
     shard_reply,
     slot_map,
 )
@@ -335,6 +336,31 @@ def test_without_memory(kernel: Any) -> None:
     while run(kernel, number):
         number += 1
     assert number > 30
+
+
+def test_a_long_reply_of_which_the_rest_finds_no_memory(kernel: Any) -> None:
+    """A client that has got part of it never gets anything else for the rest; nobody else is harmed."""
+    switch = kernel.Switch(slot_map(1))
+    switch.raise_link(0)
+    body = b"".join(response(0, name * 300_000) for name in (b"a", b"b"))
+    with Wire() as wire, Wire() as other_wire:
+        client, other = switch.attach(None, wire.fd), switch.attach(None, other_wire.fd)
+        client.plain = True
+        for one in (client, other):
+            switch.feed(one, request(b"get", b"a") + request(b"get", b"b"))
+        drain(lambda fd: switch.flush_link(0, fd))
+        kernel.fail_allocation(1)
+        assert switch.merge(0, struct.pack(">III", 8 + len(body), 0, 2) + body) == ([], [])
+        kernel.fail_allocation(0)
+        got = wire.far.recv(1 << 20)
+        assert 0 < len(got) < len(body)
+        assert body.startswith(got)
+        assert wire.far.recv(1) == b""
+        switch.feed(client, request(b"nonsense"))
+        with pytest.raises(BrokenPipeError):
+            switch.flush(client, wire.fd)
+        switch.check()
+        assert switch.merge(0, struct.pack(">III", 8 + len(body), 1, 2) + body) == ([other], [])
 
 
 def test_nothing_leaks(kernel: Any) -> None:

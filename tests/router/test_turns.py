@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import selectors
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -235,6 +236,86 @@ def test_part_of_a_turns_replies_waits_for_the_rest_but_not_for_long(loop: Loop)
     while loop.switch.held:
         assert loop.turn(None, 1000, 0.001) is None
     assert wire.take() == shard_reply(0, first)
+
+
+class LongTraffic:
+    """Clients and shards that send and receive what the sockets take, requests and replies of any length."""
+
+    def __init__(self, loop: Loop, dice: random.Random) -> None:
+        self.loop, self.dice = loop, dice
+        self.clients = [loop.client() for _ in range(4)]
+        self.to_send = {client: b"" for client, _ in self.clients}
+        self.due = {client: b"" for client, _ in self.clients}
+        self.got = {client: b"" for client, _ in self.clients}
+        self.asked, self.answers = [b"", b""], [b"", b""]
+        self.long = 0
+
+    def ask(self) -> None:
+        client, _ = self.dice.choice(self.clients)
+        for _ in range(self.dice.choice([1, 1, 5])):
+            shard = self.dice.randrange(2)
+            size = self.dice.choice([0, 100, 15_000, 40_000, 66_000, 200_000])
+            self.long += size >= 15_000
+            frame = request(b"set", self.loop.keys[shard], self.dice.randbytes(10) * (size // 10))
+            self.to_send[client] += frame
+            self.due[client] += shard_reply(shard, frame)
+
+    def send(self) -> None:
+        client, wire = self.dice.choice(self.clients)
+        self.to_send[client] = self.give(wire, self.to_send[client])
+
+    def give(self, wire: Wire, data: bytes) -> bytes:
+        """Send some of ``data``; return the rest."""
+        try:
+            return data[wire.far.send(data[: self.dice.choice([7, 20_000, 100_000, 1 << 20])]) :]
+        except BlockingIOError:
+            return data
+
+    def read(self) -> None:
+        client, wire = self.dice.choice(self.clients)
+        self.got[client] += wire.take(self.dice.choice([9, 10_000, 100_000, 1 << 20]))
+
+    def serve(self) -> None:
+        shard = self.dice.randrange(2)
+        wire = self.loop.shards[shard]
+        self.asked[shard] += wire.take(self.dice.choice([50_000, 1 << 20]))
+        asked = self.asked[shard]
+        for ticket, count, _, start, end in envelopes(asked):
+            replies, at = b"", start
+            for _ in range(count):
+                _, stop = split_request(asked[at:end])
+                replies += shard_reply(shard, asked[at : at + stop])
+                at += stop
+            self.answers[shard] += REPLY.pack(8 + len(replies), ticket, count) + replies
+            self.asked[shard] = asked[end:]
+        self.answers[shard] = self.give(wire, self.answers[shard])
+
+    def turn(self) -> None:
+        news = self.loop.turn(0, 1000, 1000, 0.0)
+        assert news is None or not (news.ended or news.questions or news.answers or news.broken)
+        for client, wire in self.clients:
+            client.plain = not self.loop.switch.flush(client, wire.fd) and self.dice.random() < 0.9
+            if not client.plain:
+                self.loop.switch.receive_all([client], WINDOW)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_long_requests_and_replies_through_sockets_that_take_little(loop: Loop, seed: int) -> None:
+    dice = random.Random(seed)
+    traffic = LongTraffic(loop, dice)
+    acts = [traffic.ask] + [traffic.send, traffic.turn, traffic.serve, traffic.read] * 4
+    for _ in range(1000):
+        dice.choice(acts)()
+        for client, _ in traffic.clients:
+            assert traffic.due[client].startswith(traffic.got[client])
+    loop.switch.check()
+    for _ in range(100_000):
+        if traffic.got == traffic.due:
+            break
+        dice.choice(acts[1:])()
+    assert traffic.got == traffic.due
+    assert traffic.long > 50
+    assert not any(client.inflight or client.held for client, _ in traffic.clients)
 
 
 def test_a_number_that_is_used_again_is_another_client(loop: Loop) -> None:
