@@ -55,7 +55,7 @@ LONGEST_PAUSE = 3.0
 PATIENCE = 10.0  # seconds that each kind of process may take to stop before it is killed
 ECHO = 1.0  # seconds after a stop signal in which another one is the same wish
 LISTEN_BACKLOG = 1024
-LINK_BUFFER = 1 << 20  # bytes that each end of a stream between a router and a shard may hand in; the system caps it
+LINK_BUFFER = 1 << 20  # bytes under way on a stream between a router and a shard, if the system allows
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
