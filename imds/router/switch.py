@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Sequence
 from struct import error as StructError
 from typing import Any
 
@@ -141,8 +142,9 @@ class Question:
 # None where there is none of its name; of a captive client the number of tokens may be wrong, too.
 Asked = tuple[Turn, Client, Command | None, bytes]
 
-# A request's place in its turn, doubled, and 1 more if it is a write.
-Place = int
+# Each request's place in its turn, doubled, and 1 more if it is a write.
+Places = Sequence[int]
+_FIRST, _FIRST_WRITE = (0,), (1,)
 
 
 class Link:
@@ -176,18 +178,17 @@ class Link:
         self.need = _REPLY_HEADER  # bytes of ``rest`` below which looking at it is in vain
         self.noticed = 0  # number of the next notice
         # (who asked, places of the replies, value of ``queued`` after the envelope)
-        self.pending: deque[tuple[Turn | Question, list[Place], int]] = deque()
+        self.pending: deque[tuple[Turn | Question, Places, int]] = deque()
         # What a merge that failed had delivered until then.
         self.touched: dict[Client, None] = {}
         self.lost: list[tuple[Any, bool]] = []
 
-    def send(self, receiver: Turn | Question, frames: list[bytes], places: list[Place]) -> None:
-        """Put an envelope into the output."""
-        out, ticket = self.out, self.ticket
-        body = b"".join(frames)
-        out += _pack_request(_REQUEST_REST + len(body), ticket, len(frames), DIALECT_IMDS)
-        out += body
-        self.queued = end = self.queued + _REQUEST_HEADER + len(body)
+    def send(self, receiver: Turn | Question, frames: bytes, places: Places) -> None:
+        """Put an envelope into the output: a request for each place, back to back."""
+        out, ticket, size = self.out, self.ticket, len(frames)
+        out += _pack_request(_REQUEST_REST + size, ticket, len(places), DIALECT_IMDS)
+        out += frames
+        self.queued = end = self.queued + _REQUEST_HEADER + size
         self.pending.append((receiver, places, end))
         self.ticket = (ticket + 1) % TICKETS
 
@@ -282,15 +283,15 @@ class Switch:
             if not client.plain:
                 continue
             try:
-                size, asked = self.receive(client, client.fd)
+                data = os.read(client.fd, RECEIVE)
             except BlockingIOError:
                 continue
             except OSError:
-                size, asked = 0, []
-            if not size:
+                data = b""
+            if not data:
                 ended.append(client)
                 continue
-            questions += asked
+            questions += self.feed(client, data)
             if client.out or client.inflight >= window or client.choked >= 0 or client.closing:
                 changed.append(client)
         return ended, changed, questions
@@ -345,9 +346,11 @@ class Switch:
                 pass  # met again, and answered, below
             data = bytes(rest)
             rest.clear()
+        elif not client.captive and self._feed_one(client, data):
+            return []
         questions: list[Asked] = []
         replies: list[bytes | None] = []
-        envelopes: dict[int, tuple[list[bytes], list[Place]]] = {}
+        envelopes: dict[int, tuple[list[bytes], list[int]]] = {}
         links, owners, seed, heads, max_request = (
             self._links,
             self._owners,
@@ -412,6 +415,36 @@ class Switch:
             self._dispatch(client, replies, envelopes)
         return questions
 
+    def _feed_one(self, client: Client, data: bytes) -> bool:
+        """Hand on what is one whole request of a usual form and nothing else; return whether it is.
+
+        A client that waits for each reply sends no more at a time, and lists of one are most of the work then.
+        """
+        try:
+            key_at = 8 + data[7]
+            command, others = self._heads[data[:key_at]]
+            key_at += 4
+            end = key_end = key_at + _read_u32(data, key_at - 4)[0]
+            while others:
+                end += 4 + _read_u32(data, end)[0]
+                others -= 1
+        except (KeyError, IndexError, StructError):
+            return False
+        if end != len(data) or end > self._max_request:
+            return False
+        key = data[key_at:key_end]
+        shard = self._owners[xxh64_intdigest(tag(key) if _BRACE in key else key, self._seed) % SLOTS]
+        link = self._links[shard]
+        if link.down is not None:
+            return False
+        turn = Turn(client, [None], 1)
+        client.turns.append(turn)
+        client.inflight += 1
+        link.send(turn, data, _FIRST_WRITE if command.write else _FIRST)
+        if len(link.out) > self._backlog_limit:
+            client.choked = shard
+        return True
+
     def resume(self, client: Client) -> list[Asked]:
         """Look on behind a question of a client, answered or not, as :meth:`feed` does."""
         client.paused = False
@@ -421,7 +454,7 @@ class Switch:
         self,
         client: Client,
         replies: list[bytes | None],
-        envelopes: dict[int, tuple[list[bytes], list[Place]]],
+        envelopes: dict[int, tuple[list[bytes], list[int]]],
     ) -> Turn:
         """Make a turn of these requests: one envelope for each shard that it concerns."""
         missing = replies.count(None)
@@ -430,7 +463,7 @@ class Switch:
         client.inflight += len(replies)
         for shard, (frames, places) in envelopes.items():
             link = self._links[shard]
-            link.send(turn, frames, places)
+            link.send(turn, b"".join(frames), places)
             if len(link.out) > self._backlog_limit:
                 client.choked = shard
         if missing < len(replies):
@@ -532,7 +565,7 @@ class Switch:
         """
         if self._links[shard].down is not None:
             raise ValueError(f"the link to shard {shard} is down")
-        self._links[shard].send(Question(token), [frame], [0])
+        self._links[shard].send(Question(token), frame, _FIRST)
 
     def unsent(self) -> list[tuple[int, int]]:
         """Return (shard, descriptor) of each link that has bytes to send."""
@@ -611,7 +644,14 @@ class Switch:
             client = receiver.client
             if client is None:
                 continue
+            touched[client] = None
             if count == len(receiver.replies):
+                turns = client.turns
+                if turns[0] is receiver:  # nothing to sort, and nothing before it
+                    client.out += data[start:end]
+                    client.inflight -= count
+                    turns.popleft()
+                    continue
                 receiver.replies = replies
                 receiver.missing = 0
             else:
@@ -619,7 +659,6 @@ class Switch:
                 for place, reply in zip(places, replies, strict=True):
                     found[place >> 1] = reply
                 receiver.missing -= count
-            touched[client] = None
         if position < size:
             rest += data[position:]
         return self._emit_all(touched), answers
@@ -627,7 +666,8 @@ class Switch:
     def _emit_all(self, touched: dict[Client, None]) -> list[Client]:
         """Emit what can be for these clients; return those that have output."""
         for client in touched:
-            self._emit(client)
+            if client.turns:
+                self._emit(client)
         return [client for client in touched if client.out]
 
     # -- checks -----------------------------------------------------------------------------------
@@ -657,7 +697,7 @@ class Switch:
             assert client.turns[0].replies[client.turns[0].emitted] is None, client.turns[0].replies
 
 
-_NOBODY: tuple[Question, list[Place], int] = (Question(None), [], 0)
+_NOBODY: tuple[Question, Places, int] = (Question(None), (), 0)
 
 
 def check_limits(max_tokens: int, max_request: int) -> None:

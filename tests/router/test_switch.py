@@ -472,6 +472,14 @@ def test_before_a_shard_is_up(switch_class: type[twin.Switch]) -> None:
         assert wire.take()[8:].startswith(b"SHARDDOWN ")
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_whole_request_by_itself_has_the_same_limit(switch_class: type[twin.Switch], more: int) -> None:
+    with Bench(switch_class, max_request=100) as bench:
+        client = bench.switch.attach(None)
+        bench.switch.feed(client, request(b"get", b"k" * (85 + more)))
+        assert client.closing == bool(more)
+
+
 @pytest.mark.parametrize(
     "limits", [{"max_tokens": 1 << 32}, {"max_request": (1 << 31) + 1}, {"max_tokens": -1}]
 )
