@@ -418,7 +418,7 @@ class Switch:
     def _feed_one(self, client: Client, data: bytes) -> bool:
         """Hand on what is one whole request of a usual form and nothing else; return whether it is.
 
-        A client that waits for each reply sends no more at a time, and lists of one are most of the work then.
+        A client that waits for each reply sends no more at a time; lists of one would be most of the work.
         """
         try:
             key_at = 8 + data[7]
