@@ -52,7 +52,7 @@ from imds.shard import links as _twin
 cdef enum:
     EVENTS = 64  # taken in one turn; the others come in the next
     LENGTH = 4
-    KEEP = 1 << 20  # an empty buffer that is larger than this is given back
+    KEEP = 2 << 20  # an empty buffer that is larger than this is given back
 
 assert LENGTH == _LENGTH
 

@@ -112,7 +112,7 @@ cdef inline void buffer_put_u32(Buffer *buffer, uint32_t value) noexcept nogil:
 cdef inline void buffer_empty(Buffer *buffer) noexcept nogil:
     """Forget the content; keep a usual amount of room for the next."""
     buffer.size = 0
-    if buffer.room > <size_t>1 << 20:
+    if buffer.room > <size_t>2 << 20:
         free(buffer.data)
         buffer.data = NULL
         buffer.room = 0

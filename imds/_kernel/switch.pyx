@@ -117,9 +117,10 @@ assert _envelope.LENGTH == LENGTH
 cdef uint32_t DIALECT = _envelope.DIALECT_IMDS
 
 # An empty buffer that is larger than this is given back. A client's is small, because there are thousands of
-# clients; a link's holds what the clients of one wake-up have for it.
+# clients; a link's comes to twice the backlog limit where clients are choked, and to be given back and grow anew each
+# time would cost as much as what it holds.
 cdef size_t KEEP_CLIENT = 8 << 10
-cdef size_t KEEP_LINK = 1 << 20
+cdef size_t KEEP_LINK = 2 << 20
 
 # What is long is copied as seldom as can be. A reply of so many bytes is sent from where it is, if nothing is in its
 # way; and where so many bytes of a frame have come, more is received behind them: memory follows what has arrived.
