@@ -13,6 +13,9 @@ from peers import Server
 from table import Row, Section
 
 
+VALUE_SIZES = (16, 1024, 16384, 65536)
+
+
 def _row(name: str, curve: str = "", x: float = 0) -> Row:
     return Row(name, "requests/s", curve=curve, x=x)
 
@@ -84,11 +87,11 @@ def connections(setup: Setup) -> Iterator[Section]:
 
 
 def values(setup: Setup) -> Iterator[Section]:
-    """Throughput with values of 16 bytes, 1 KiB and 64 KiB."""
-    for size in (16, 1024, 65536):
+    """Throughput with values of 16 bytes to 64 KiB, and that of sets beside a redis that logs them, too."""
+    for size in VALUE_SIZES:
         with ExitStack() as stack:
             here = replace(setup, directory=setup.directory / str(size))
-            keys = setup.size(min(100_000, (256 << 20) // size))
+            keys = _keys_of(setup, size)
             jobs = [
                 (_row(f"{test}, pipeline {pipeline}"), Job(test, pipeline, keys=keys, value_size=size))
                 for pipeline in (1, 16)
@@ -96,6 +99,29 @@ def values(setup: Setup) -> Iterator[Section]:
             ]
             section = Section(f"Values of {size:,} bytes", f"{keys:,} keys, 50 connections.", "imds", PEERS)
             yield compare(setup, section, here.trio(stack), jobs)
+    yield _logged_values(setup)
+
+
+def _keys_of(setup: Setup, size: int) -> int:
+    return setup.size(min(100_000, (256 << 20) // size))
+
+
+def _logged_values(setup: Setup) -> Section:
+    text = (
+        "imds beside redis with `--appendonly yes`, both with `--appendfsync everysec`, 50 connections. "
+        "redis does not rewrite its log meanwhile; imds does, without end where values are long."
+    )
+    section = Section("Values that are logged", text, "imds", ("redis",))
+    with setup.imds("imds", "everysec") as ours, setup.redis("redis", "everysec") as redis:
+        cells = []
+        for size in VALUE_SIZES:
+            for pipeline in (1, 16):
+                row = _row(f"set of {size:,} bytes, pipeline {pipeline}")
+                job = Job("set", pipeline, keys=_keys_of(setup, size), value_size=size)
+                cells += [Cell(row, server, job) for server in (ours, redis)]
+                section.rows.append(row)
+        interleave(setup, cells)
+    return section
 
 
 def keys(setup: Setup) -> Iterator[Section]:
