@@ -12,7 +12,6 @@ from measure import PEERS, Cell, Setup, compare, interleave, prepare, say
 from peers import Server
 from table import Row, Section
 
-
 VALUE_SIZES = (16, 1024, 16384, 65536)
 
 
