@@ -18,7 +18,9 @@ import psutil
 from xxhash import xxh64_intdigest
 
 from imds.commands import COMMANDS, UNKNOWN_COMMAND, WRONG_ARITY, Command, Spread
+from imds.envelope import envelopes
 from imds.hashslots import SlotMap
+from imds.protocol import split_request
 from imds.router.switch import NOTICE
 
 SEED = 0x5EED_0F_C0FFEE
@@ -47,6 +49,21 @@ RETRY = error("RETRY the shard died: the request was not applied")
 def shard_reply(shard: int, frame: bytes) -> bytes:
     """Return what the model's shards answer: no two frames and no two shards are answered alike."""
     return response(len(frame) % 4, b"%d says " % shard + frame)
+
+
+def shard_replies(shard: int, data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Yield (requests, reply envelope, end) for each whole envelope in ``data``, which a shard answers."""
+    for ticket, count, dialect, start, end in envelopes(data):
+        assert dialect == 0
+        assert count > 0
+        parts = []
+        while start < end:
+            _, stop = split_request(data, start)
+            parts.append(shard_reply(shard, data[start:stop]))
+            start = stop
+        assert len(parts) == count
+        body = b"".join(parts)
+        yield count, struct.pack(">III", 8 + len(body), ticket, count) + body, end
 
 
 def slot_map(shards: int) -> SlotMap:

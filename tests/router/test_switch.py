@@ -24,6 +24,7 @@ from switch_model import (
     in_c_memory,
     request,
     response,
+    shard_replies,
     shard_reply,
     slot_map,
 )
@@ -66,18 +67,7 @@ class Bench:
 
     def replies(self, shard: int) -> bytes:
         """Return what a shard answers to all that the switch has for it."""
-        data, found = self.sent(shard), b""
-        for ticket, count, dialect, start, end in envelopes(data):
-            assert dialect == 0
-            assert count > 0
-            parts = []
-            while start < end:
-                _, stop = split_request(data, start)
-                parts.append(shard_reply(shard, data[start:stop]))
-                start = stop
-            assert len(parts) == count
-            found += struct.pack(">III", 8 + len(b"".join(parts)), ticket, count) + b"".join(parts)
-        return found
+        return b"".join(reply for _, reply, _ in shard_replies(shard, self.sent(shard)))
 
     def serve(self, *shards: int) -> list[Any]:
         """Let shards answer all they have; return the clients that then have output."""

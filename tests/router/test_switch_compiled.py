@@ -25,13 +25,11 @@ from switch_model import (
     in_c_memory,
     request,
     response,
-    shard_reply,
+    shard_replies,
     slot_map,
 )
 
 from imds.commands import COMMANDS, Spread, lookup
-from imds.envelope import envelopes
-from imds.protocol import split_request
 from imds.router import switch as twin
 
 
@@ -149,16 +147,10 @@ class Both:
     def at_shard(self, shard: int, data: bytes) -> None:
         """Let a shard take bytes, and answer the envelopes that are whole."""
         data = self.received.get(shard, b"") + data
-        used = 0
-        for ticket, count, _, start, end in envelopes(data):
-            body = b""
-            used = end
-            while start < end:
-                _, stop = split_request(data, start)
-                body += shard_reply(shard, data[start:stop])
-                start = stop
-            self.replies[shard] += struct.pack(">III", 8 + len(body), ticket, count) + body
-        self.received[shard] = data[used:]
+        self.received[shard] = data
+        for _, reply, end in shard_replies(shard, data):
+            self.replies[shard] += reply
+            self.received[shard] = data[end:]
 
     def merge(self, shard: int, cut: int) -> None:
         piece, self.replies[shard] = self.replies[shard][:cut], self.replies[shard][cut:]
@@ -282,13 +274,7 @@ def scenario(switch: Any, clients: list[Any]) -> Iterator[str]:
         switch.ask(1, request(b"stats"), "token")
     for shard in (1, 0):
         data = drain(lambda fd, shard=shard: switch.flush_link(shard, fd))
-        for ticket, count, _, start, end in envelopes(data):
-            body = b""
-            while start < end:
-                _, stop = split_request(data, start)
-                body += shard_reply(shard, data[start:stop])
-                start = stop
-            reply = struct.pack(">III", 8 + len(body), ticket, count) + body
+        for _, reply, _ in shard_replies(shard, data):
             for piece in (reply[:50], reply[50:]):
                 yield f"merge {shard}"
                 if switch.is_up(shard):

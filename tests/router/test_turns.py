@@ -9,10 +9,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from switch_model import Wire, request, shard_reply, slot_map
+from switch_model import Wire, request, shard_replies, shard_reply, slot_map
 
-from imds.envelope import REPLY, REQUEST, envelopes
-from imds.protocol import split_request
+from imds.envelope import REPLY, REQUEST
 from imds.router import turns as twin
 from imds.router.switch import LinkError
 
@@ -53,13 +52,8 @@ class Loop:
     def serve(self, shard: int) -> int:
         """Answer what the shard's socket has; return how many requests that were."""
         data, served = self.shards[shard].take(), 0
-        for ticket, count, _, start, end in envelopes(data):
-            replies, at = b"", start
-            for _ in range(count):
-                _, stop = split_request(data[at:end])
-                replies += shard_reply(shard, data[at : at + stop])
-                at += stop
-            self.shards[shard].give(REPLY.pack(8 + len(replies), ticket, count) + replies)
+        for count, reply, _ in shard_replies(shard, data):
+            self.shards[shard].give(reply)
             served += count
         return served
 
@@ -280,13 +274,8 @@ class LongTraffic:
         wire = self.loop.shards[shard]
         self.asked[shard] += wire.take(self.dice.choice([50_000, 1 << 20]))
         asked = self.asked[shard]
-        for ticket, count, _, start, end in envelopes(asked):
-            replies, at = b"", start
-            for _ in range(count):
-                _, stop = split_request(asked[at:end])
-                replies += shard_reply(shard, asked[at : at + stop])
-                at += stop
-            self.answers[shard] += REPLY.pack(8 + len(replies), ticket, count) + replies
+        for _, reply, end in shard_replies(shard, asked):
+            self.answers[shard] += reply
             self.asked[shard] = asked[end:]
         self.answers[shard] = self.give(wire, self.answers[shard])
 
