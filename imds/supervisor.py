@@ -213,9 +213,9 @@ class Supervisor:
         if router.channel is None or shard.channel is None:
             return
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for end in (one, other):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BUFFER)
         with one, other:
+            for end in (one, other):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BUFFER)
             shard.channel.send("link", (other.fileno(),), router=router.index)
             router.channel.send("link", (one.fileno(),), shard=shard.index, restarts=shard.restarts)
 

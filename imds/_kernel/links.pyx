@@ -17,7 +17,7 @@ from posix.unistd cimport write
 
 from imds._kernel cimport memory
 from imds._kernel.executor cimport Executor
-from imds._kernel.memory cimport buffer_empty, get_u32
+from imds._kernel.memory cimport KEEP, buffer_empty, get_u32
 from imds._kernel.poll cimport (
     HAVE_EPOLL,
     READ,
@@ -52,7 +52,6 @@ from imds.shard import links as _twin
 cdef enum:
     EVENTS = 64  # taken in one turn; the others come in the next
     LENGTH = 4
-    KEEP = 2 << 20  # an empty buffer that is larger than this is given back
 
 assert LENGTH == _LENGTH
 

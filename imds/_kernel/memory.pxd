@@ -72,6 +72,11 @@ cdef inline void set_u64(uint8_t *at, uint64_t value) noexcept nogil:
     set_u32(at + 4, <uint32_t>value)
 
 
+cdef enum:
+    # An empty buffer with more room is given back. A busy link's comes to twice the backlog limit, and to grow anew
+    # each time would cost as much as what it holds.
+    KEEP = 2 << 20
+
 ctypedef struct Buffer:
     # ``data[:size]`` is filled, ``data[:room]`` is ours. All zero is an empty buffer.
     uint8_t *data
@@ -112,7 +117,7 @@ cdef inline void buffer_put_u32(Buffer *buffer, uint32_t value) noexcept nogil:
 cdef inline void buffer_empty(Buffer *buffer) noexcept nogil:
     """Forget the content; keep a usual amount of room for the next."""
     buffer.size = 0
-    if buffer.room > <size_t>2 << 20:
+    if buffer.room > KEEP:
         free(buffer.data)
         buffer.data = NULL
         buffer.room = 0

@@ -116,11 +116,8 @@ assert _envelope.REPLY.size == REPLY_HEADER
 assert _envelope.LENGTH == LENGTH
 cdef uint32_t DIALECT = _envelope.DIALECT_IMDS
 
-# An empty buffer that is larger than this is given back. A client's is small, because there are thousands of
-# clients; a link's comes to twice the backlog limit where clients are choked, and to be given back and grow anew each
-# time would cost as much as what it holds.
+# An empty buffer of a client's that is larger than this is given back: there are thousands of clients.
 cdef size_t KEEP_CLIENT = 8 << 10
-cdef size_t KEEP_LINK = 2 << 20
 
 # What is long is copied as seldom as can be. A reply of so many bytes is sent from where it is, if nothing is in its
 # way; and where so many bytes of a frame have come, more is received behind them: memory follows what has arrived.
@@ -305,6 +302,11 @@ cdef inline Stream *link_behind(Link *link) noexcept:
     return &link.rest if stream_size(&link.rest) and stream_reserve(&link.rest, RECEIVE_LINK) else NULL
 
 
+cdef inline size_t in_inbox(const Stream *rest, Py_ssize_t size) noexcept:
+    """Return how many bytes were received into the inbox, of ``size``: what came behind ``rest`` is in its place."""
+    return <size_t>size if rest == NULL else 0
+
+
 cdef inline void client_pop(Client client) noexcept:
     """Remove the first turn, of which every reply has been emitted."""
     cdef Turn *turn = client._first
@@ -460,7 +462,7 @@ cdef class Switch:
         cdef Py_ssize_t size = self._receive(fd, rest, RECEIVE)
         cdef list questions = []
         if size:
-            self._feed_received(client, rest, <size_t>size, questions)
+            self._feed(client, self._inbox, in_inbox(rest, size), questions)
         return size, questions
 
     def receive_all(self, list clients not None, Py_ssize_t window):
@@ -480,7 +482,7 @@ cdef class Switch:
         cdef Stream *rest = client_behind(client)
         cdef Py_ssize_t size = self._receive_once(client.fd, rest, RECEIVE)
         if size > 0:
-            self._feed_received(client, rest, <size_t>size, questions)
+            self._feed(client, self._inbox, in_inbox(rest, size), questions)
             if (
                 stream_size(&client._out)
                 or client.inflight >= window
@@ -553,12 +555,6 @@ cdef class Switch:
         if size > 0:
             rest.held.size += <size_t>size
         return size
-
-    cdef inline int _feed_received(self, Client client, const Stream *rest, size_t size, list questions) except -1:
-        """Feed the client what was received, behind ``rest`` or into the inbox."""
-        if rest == NULL:
-            return self._feed(client, self._inbox, size, questions)
-        return self._feed(client, NULL, 0, questions)
 
     cdef int _feed(self, Client client, const uint8_t *data, size_t size, list questions) except -1:
         cdef bint rested = stream_size(&client._rest) > 0
@@ -960,7 +956,7 @@ cdef class Switch:
     def flush_link(self, int shard, int fd):
         """Write what the shard's socket takes; return the bytes that are left. Raises OSError."""
         cdef Link *link = self._link(shard)
-        link.sent += self._send(fd, &link.out, KEEP_LINK)
+        link.sent += self._send(fd, &link.out, memory.KEEP)
         return stream_size(&link.out)
 
     def receive_link(self, int shard, int fd):
@@ -969,7 +965,7 @@ cdef class Switch:
         cdef Py_ssize_t size = self._receive(fd, rest, RECEIVE_LINK)
         cdef list clients = []
         cdef list answers = []
-        self._merge(shard, self._inbox, <size_t>size if rest == NULL else 0, clients, answers)
+        self._merge(shard, self._inbox, in_inbox(rest, size), clients, answers)
         return size, clients, answers
 
     def merge(self, int shard, bytes data not None):
@@ -998,7 +994,7 @@ cdef class Switch:
             self._lost[shard] = [(token, True) for token, _ in answers if token is not NOTICE]
             raise
         if rested:
-            stream_drop(&link.rest, used, KEEP_LINK)
+            stream_drop(&link.rest, used, memory.KEEP)
         elif used < size and not stream_add(&link.rest, data + used, size - used):
             raise MemoryError
         return 0
@@ -1155,7 +1151,7 @@ cdef class Switch:
             link = &self._links[shard]
             if stream_size(&link.out):
                 try:
-                    link.sent += self._send(link.fd, &link.out, KEEP_LINK)
+                    link.sent += self._send(link.fd, &link.out, memory.KEEP)
                 except OSError:
                     news.broken.append((shard, None))
                     continue
@@ -1171,7 +1167,7 @@ cdef class Switch:
         cdef list answers = []  # where merge raises LinkError, drop_link accounts for both
         if size > 0:
             try:
-                self._merge(shard, self._inbox, <size_t>size if rest == NULL else 0, clients, answers)
+                self._merge(shard, self._inbox, in_inbox(rest, size), clients, answers)
                 answered += clients
                 if answers:
                     news.answers += [(shard, token, reply) for token, reply in answers]
