@@ -644,14 +644,7 @@ class Switch:
             client = receiver.client
             if client is None:
                 continue
-            touched[client] = None
             if count == len(receiver.replies):
-                turns = client.turns
-                if turns[0] is receiver:  # nothing to sort, and nothing before it
-                    client.out += data[start:end]
-                    client.inflight -= count
-                    turns.popleft()
-                    continue
                 receiver.replies = replies
                 receiver.missing = 0
             else:
@@ -659,6 +652,7 @@ class Switch:
                 for place, reply in zip(places, replies, strict=True):
                     found[place >> 1] = reply
                 receiver.missing -= count
+            touched[client] = None
         if position < size:
             rest += data[position:]
         return self._emit_all(touched), answers
@@ -666,8 +660,7 @@ class Switch:
     def _emit_all(self, touched: dict[Client, None]) -> list[Client]:
         """Emit what can be for these clients; return those that have output."""
         for client in touched:
-            if client.turns:
-                self._emit(client)
+            self._emit(client)
         return [client for client in touched if client.out]
 
     # -- checks -----------------------------------------------------------------------------------
