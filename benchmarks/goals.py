@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from generator import Job
-from measure import PEERS, Cell, Setup, interleave, prepare, say
+from measure import PEERS, Cell, Setup, fill, interleave, prepare, say
 from peers import Server
 from table import Row, Section
 
@@ -129,15 +129,15 @@ def _aof(setup: Setup, policy: str) -> Section:
         "imds",
         ("redis",),
     )
+    jobs = [
+        (
+            Row(f"set, pipeline {pipeline}", "requests/s", goals={"redis": AOF[policy, pipeline]}),
+            Job("set", pipeline, keys=setup.size(100_000)),
+        )
+        for pipeline in (1, 16)
+    ]
     with setup.imds("imds", policy) as ours, setup.redis("redis", policy) as redis:
-        cells = []
-        for pipeline in (1, 16):
-            row = Row(f"set, pipeline {pipeline}", "requests/s", goals={"redis": AOF[policy, pipeline]})
-            job = Job("set", pipeline, keys=setup.size(100_000))
-            cells += [Cell(row, server, job) for server in (ours, redis)]
-            section.rows.append(row)
-        interleave(setup, cells)
-    return section
+        return fill(setup, section, (ours, redis), jobs)
 
 
 def memory(setup: Setup) -> Iterator[Section]:

@@ -114,8 +114,15 @@ def prepare(
 def compare(
     setup: Setup, section: Section, servers: Sequence[Server], jobs: Sequence[tuple[Row, Job]]
 ) -> Section:
-    """Make the data, then fill ``section`` with these rows of throughput, for all of ``servers``."""
+    """Make the data, then :func:`fill`."""
     prepare(setup, servers, [job for _, job in jobs])
+    return fill(setup, section, servers, jobs)
+
+
+def fill(
+    setup: Setup, section: Section, servers: Sequence[Server], jobs: Sequence[tuple[Row, Job]]
+) -> Section:
+    """Fill ``section`` with these rows of throughput, for all of ``servers``."""
     section.rows += [row for row, _ in jobs]
     interleave(setup, [Cell(row, server, job) for row, job in jobs for server in servers])
     return section

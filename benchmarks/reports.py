@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from generator import Job
-from measure import PEERS, Cell, Setup, compare, interleave, prepare, say
+from measure import PEERS, Cell, Setup, compare, fill, interleave, prepare, say
 from peers import Server
 from table import Row, Section
 
@@ -111,16 +111,16 @@ def _logged_values(setup: Setup) -> Section:
         "redis does not rewrite its log meanwhile; imds does, without end where values are long."
     )
     section = Section("Values that are logged", text, "imds", ("redis",))
+    jobs = [
+        (
+            _row(f"set of {size:,} bytes, pipeline {pipeline}"),
+            Job("set", pipeline, keys=_keys_of(setup, size), value_size=size),
+        )
+        for size in VALUE_SIZES
+        for pipeline in (1, 16)
+    ]
     with setup.imds("imds", "everysec") as ours, setup.redis("redis", "everysec") as redis:
-        cells = []
-        for size in VALUE_SIZES:
-            for pipeline in (1, 16):
-                row = _row(f"set of {size:,} bytes, pipeline {pipeline}")
-                job = Job("set", pipeline, keys=_keys_of(setup, size), value_size=size)
-                cells += [Cell(row, server, job) for server in (ours, redis)]
-                section.rows.append(row)
-        interleave(setup, cells)
-    return section
+        return fill(setup, section, (ours, redis), jobs)
 
 
 def keys(setup: Setup) -> Iterator[Section]:
