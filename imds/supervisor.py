@@ -55,7 +55,9 @@ LONGEST_PAUSE = 3.0
 PATIENCE = 10.0  # seconds that each kind of process may take to stop before it is killed
 ECHO = 1.0  # seconds after a stop signal in which another one is the same wish
 LISTEN_BACKLOG = 1024
-LINK_BUFFER = 1 << 20  # bytes under way on a stream between a router and a shard, if the system allows
+# Bytes of replies under way from a shard to a router, if the system allows. Not of requests: what is under
+# way when a client ceases to read is answered all the same, and what that comes to the router has to hold.
+REPLIES_BUFFER = 1 << 20
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
@@ -214,8 +216,7 @@ class Supervisor:
             return
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with one, other:
-            for end in (one, other):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BUFFER)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, REPLIES_BUFFER)
             shard.channel.send("link", (other.fileno(),), router=router.index)
             router.channel.send("link", (one.fileno(),), shard=shard.index, restarts=shard.restarts)
 
