@@ -1,28 +1,37 @@
-"""Sorted sets: a skip list with spans, and beside a large one a table from member to node.
+"""Sorted sets: a skip list of chunks, with spans, and beside a large set a table from member to node.
 
 What always holds (:func:`zset_flaw` looks for the first breach):
 
-* The nodes are in the order of (score, member bytes); no score is NaN or -0.0, no member is there twice.
-* A node has one link for each of its levels. On level 0 it is ``next``; on level k it says how many nodes further it
-  leads, which makes ranks: the end of the list counts as the place behind the last node.
-* A set of more than LARGE members has a table and a tall head. It loses the table below LARGE / 2.
-* ``bytes`` is what the allocator takes for the nodes.
+* The nodes are in the order of (score, member bytes), in a chunk and from chunk to chunk; no score is NaN or -0.0, no
+  member is there twice. Only the first chunk may be empty, and only in an empty set.
+* A chunk has one link for each of its levels, from 0 on, and each says how many nodes further it leads, which makes
+  ranks: the end of the list counts as the place behind the last node.
+* A link's score parts what is before its ``next``, none of it higher, from what is there, none of it lower. It is that
+  of a node which was once there: so a chunk's first node comes and goes and no link is touched.
+* A chunk by itself has room for 4 to CHUNK nodes and no levels but 0; of several, each has room for CHUNK, and the
+  first, where a search begins, has all LEVELS.
+* A set of more than LARGE members has a table. It loses it below LARGE / 2.
+* ``bytes`` is what the allocator takes for the nodes and the chunks.
 
 ::
 
-                  head                                     +--------+--------+
-    level 2       [ *, 5, score ] -----------------------> | link 2 | link 1 | ... links stand in front of the node,
-    level 1       [ *, 2, score ] ---> [ *, 3, score ] --> +--------+--------+     so that all else has a fixed place
-    level 0       next --> node --> node --> node --> ...  | next, score, size, levels, member bytes |
-                  0        1         2        3            +-----------------------------------------+
+                first chunk                                       chunk
+    link 2    [ *, 57, score ] --------------------------------> [ *, 5, inf ] ---> nothing
+    link 1    [ *, 31, score ] ---> [ *, 26, score ] ----------> [ *, 5, inf ]
+    link 0    [ *, 12, score ] ---> [ *, 19, score ] --> ... --> [ *, 5, inf ]      links stand in front of their chunk,
+              | count, room, levels | scores | nodes |              |               so that all else has a fixed place
+                                                  |
+                                                  +--> | score, size, member bytes |
 
-A node of an 8-byte member takes 48 bytes, 70 on average with its links. A member of a small set is found by walking
-along level 0: sixty-four nodes at most.
+This is an unrolled skip list (W. Pugh, "Skip lists: a probabilistic alternative to balanced trees", 1990, with spans as
+in its "Skip list cookbook", and several elements to a node): a search among a thousand members looks at half a dozen
+chunks and counts scores in the last one, where a node for each member would be twice as many steps, each of which waits
+for memory. A node of an 8-byte member takes 32 bytes, with its part of a chunk about 60.
 """
 
 from libc.math cimport INFINITY
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcmp, memcpy, memmove
 
 from imds._kernel.memory cimport alloc, chunk_size, free
 from imds._kernel.table cimport (
@@ -45,63 +54,120 @@ from imds._kernel.table cimport (
 
 cdef enum:
     LARGE = 64          # members of a set without a table, at most
-    LEVELS = 24         # above level 0; every other node of a level is on the next: enough for 2^24 members
-    SMALL_LEVELS = 3    # of a set without a table
+    CHUNK = 32          # nodes of a chunk, at most
+    FIRST_ROOM = 4      # of a new set's chunk
+    THIN = 8            # a chunk with so many nodes left, or fewer, is joined by the next one
+    JOINED = 24         # if both together have no more than that
+    LEVELS = 20         # above level 0; every other chunk of a level is on the next: enough for 2^20 chunks
+    CHUNK_HEAD = 16     # bytes of a chunk before its scores
+    NEXT = sizeof(void *)  # what an item begins with and a node has not
 
 ctypedef struct Link:
-    Item *next
+    Chunk *next
     size_t span
-    double score        # of ``next``, so that most steps of a search need not look at the node; at the end INFINITY
+    double score        # at the end INFINITY
+
+ctypedef struct Chunk:
+    uint32_t count
+    uint32_t room
+    uint32_t levels
+    # ``room`` scores follow, and ``room`` addresses of nodes
+
+ctypedef struct Place:
+    Chunk *chunk
+    uint32_t index
+
+ctypedef struct Path:
+    Chunk *chunks[LEVELS + 1]   # on each level the last one that does not begin behind a place
+    size_t ranks[LEVELS + 1]    # how many nodes are before it
+    uint32_t index              # of the place in the chunk on level 0
 
 ctypedef struct Zset:
     size_t count
     size_t bytes
-    Item *head          # its ``extra`` is how many levels it has room for
+    Chunk *first
     Table *table
     Zset *next          # of several whose memory is being freed
     uint64_t seed       # of the table
+    uint64_t dice
     uint32_t height     # levels above 0 that have been used
 
 
-cdef inline Link *link_of(Item *node, uint32_t level) noexcept nogil:
-    """Return the link on ``level``, which is 1 or more."""
-    return <Link *>node - level
+cdef inline Link *link_of(Chunk *chunk, uint32_t level) noexcept nogil:
+    return <Link *>chunk - 1 - level
 
 
-cdef inline size_t node_bytes(size_t size, uint32_t levels) noexcept nogil:
-    return chunk_size(sizeof(Item) + levels * sizeof(Link) + size)
+cdef inline double *scores_of(Chunk *chunk) noexcept nogil:
+    return <double *>(<uint8_t *>chunk + CHUNK_HEAD)
 
 
-cdef inline Item *_new_node(const uint8_t *member, size_t size, double score, uint32_t levels) noexcept nogil:
-    cdef uint8_t *block = <uint8_t *>alloc(sizeof(Item) + levels * sizeof(Link) + size)
+cdef inline Item **nodes_of(Chunk *chunk) noexcept nogil:
+    return <Item **>(scores_of(chunk) + chunk.room)
+
+
+cdef inline size_t node_bytes(size_t size) noexcept nogil:
+    return chunk_size(sizeof(Item) - NEXT + size)
+
+
+cdef inline size_t _chunk_bytes(uint32_t room, uint32_t levels) noexcept nogil:
+    return chunk_size(CHUNK_HEAD + (levels + 1) * sizeof(Link) + room * (sizeof(double) + sizeof(Item *)))
+
+
+cdef inline Item *_new_node(const uint8_t *member, size_t size, double score) noexcept nogil:
+    cdef uint8_t *block = <uint8_t *>alloc(sizeof(Item) - NEXT + size)
     if block == NULL:
         return NULL
-    cdef Item *node = <Item *>(block + levels * sizeof(Link))
-    node.next = NULL
+    cdef Item *node = <Item *>(<uintptr_t>block - NEXT)  # an integer: it is in no block
     node.second.score = score
     node.size = <uint32_t>size
-    node.extra = levels
+    node.extra = 0
     if size:
         memcpy(key_of(node), member, size)
     return node
 
 
 cdef inline void node_free(Item *node) noexcept nogil:
-    free(<Link *>node - node.extra)
+    free(<void *>(<uintptr_t>node + NEXT))
+
+
+cdef inline Chunk *_new_chunk(Zset *zset, uint32_t room, uint32_t levels) noexcept nogil:
+    """Return an empty chunk, counted, whose links lead nowhere, or NULL."""
+    cdef uint8_t *block = <uint8_t *>alloc(
+        CHUNK_HEAD + (levels + 1) * sizeof(Link) + room * (sizeof(double) + sizeof(Item *))
+    )
+    cdef Chunk *chunk
+    cdef uint32_t level
+    if block == NULL:
+        return NULL
+    chunk = <Chunk *>(block + (levels + 1) * sizeof(Link))
+    chunk.count = 0
+    chunk.room = room
+    chunk.levels = levels
+    for level in range(levels + 1):
+        link_of(chunk, level).next = NULL
+        link_of(chunk, level).span = 0
+        link_of(chunk, level).score = INFINITY
+    zset.bytes += _chunk_bytes(room, levels)
+    return chunk
+
+
+cdef inline void _free_chunk(Zset *zset, Chunk *chunk) noexcept nogil:
+    zset.bytes -= _chunk_bytes(chunk.room, chunk.levels)
+    free(link_of(chunk, chunk.levels))
 
 
 cdef inline Zset *zset_new(uint64_t seed) noexcept nogil:
     """Return an empty set, or NULL."""
     cdef Zset *zset = <Zset *>alloc(sizeof(Zset))
-    cdef uint32_t level
     if zset == NULL:
         return NULL
     zset.count = zset.bytes = 0
     zset.table = NULL
     zset.seed = seed
+    zset.dice = seed | 1
     zset.height = 0
-    zset.head = _new_node(NULL, 0, 0, SMALL_LEVELS)
-    if zset.head == NULL:
+    zset.first = _new_chunk(zset, FIRST_ROOM, 0)
+    if zset.first == NULL:
         free(zset)
         return NULL
     return zset
@@ -109,20 +175,23 @@ cdef inline Zset *zset_new(uint64_t seed) noexcept nogil:
 
 cdef inline bint zset_free_some(Zset *zset, size_t most) noexcept nogil:
     """Free ``most`` of the set's nodes and chains; whether that was all. Nothing else may be done with it then."""
-    cdef Item *node
+    cdef Chunk *chunk
     if zset.table != NULL:
         most -= table_free_some(zset.table, most)
         if zset.table.segments == NULL:
             free(zset.table)
             zset.table = NULL
-    while most and zset.head.next != NULL:
-        node = zset.head.next
-        zset.head.next = node.next
-        node_free(node)
-        most -= 1
-    if zset.table != NULL or zset.head.next != NULL:
+    while most and zset.first != NULL:
+        chunk = zset.first
+        while most and chunk.count:
+            chunk.count -= 1
+            node_free(nodes_of(chunk)[chunk.count])
+            most -= 1
+        if chunk.count == 0:
+            zset.first = link_of(chunk, 0).next
+            _free_chunk(zset, chunk)
+    if zset.table != NULL or zset.first != NULL:
         return False
-    node_free(zset.head)
     free(zset)
     return True
 
@@ -132,301 +201,154 @@ cdef inline void zset_free(Zset *zset) noexcept nogil:
     zset_free_some(zset, <size_t>-1)
 
 
-cdef inline size_t _cost(size_t count, size_t bytes, bint table, uint32_t head_levels) noexcept nogil:
-    cdef size_t cost = chunk_size(sizeof(Zset)) + node_bytes(0, head_levels) + bytes
-    return cost + chunk_size(sizeof(Table)) + count * TABLE_SHARE if table else cost
+cdef inline bint _alone(const Zset *zset) noexcept nogil:
+    """Whether the set has one chunk."""
+    return link_of(zset.first, 0).next == NULL
 
 
-cdef inline size_t zset_cost(const Zset *zset) noexcept nogil:
-    """Return the bytes that the set is counted with."""
-    return _cost(zset.count, zset.bytes, zset.table != NULL, zset.head.extra)
-
-
-cdef inline size_t zset_cost_with(const Zset *zset, size_t size, uint32_t levels) noexcept nogil:
-    """Return what it will be with one more member of ``size`` bytes."""
-    cdef bint table = zset.table != NULL or zset.count >= LARGE
-    return _cost(
-        zset.count + 1, zset.bytes + node_bytes(size, levels), table, LEVELS if table else zset.head.extra
-    )
-
-
-cdef inline uint32_t zset_dice(const Zset *zset, uint64_t *state) noexcept nogil:
-    """Draw the levels of a new node: one more with probability 1/2 each time. Xorshift64."""
-    cdef uint64_t x = state[0]
-    cdef uint32_t levels = 0, most = LEVELS if zset.count >= LARGE or zset.table != NULL else SMALL_LEVELS
+cdef inline uint32_t _draw(uint64_t *dice) noexcept nogil:
+    """Draw the levels of a new chunk: one more with probability 1/2 each time. Xorshift64."""
+    cdef uint64_t x = dice[0]
+    cdef uint32_t levels = 0
     x ^= x << 13
     x ^= x >> 7
     x ^= x << 17
-    state[0] = x
+    dice[0] = x
     x >>= 16  # the low bits of neighbours are alike
-    while levels < most and x & 1 == 0:
+    while levels < LEVELS and x & 1 == 0:
         levels += 1
         x >>= 1
     return levels
 
 
-cdef inline bint _less(Item *node, double score, const uint8_t *member, size_t size) noexcept nogil:
-    """Whether ``node`` comes before (score, member)."""
-    cdef int order
-    if node.second.score != score:
-        return node.second.score < score
-    order = memcmp(key_of(node), member, node.size if node.size < size else size)
-    return order < 0 or (order == 0 and node.size < size)
+cdef inline size_t zset_growth(const Zset *zset) noexcept nogil:
+    """Return how many bytes one more node in any chunk may take, but for the node's own."""
+    cdef Chunk *first = zset.first
+    cdef uint64_t dice = zset.dice
+    cdef size_t tall = _chunk_bytes(CHUNK, LEVELS)
+    if not _alone(zset):
+        return _chunk_bytes(CHUNK, _draw(&dice))
+    if first.count < first.room:
+        return 0
+    if first.room < CHUNK:
+        return _chunk_bytes(2 * first.room, 0) - _chunk_bytes(first.room, 0)
+    return _chunk_bytes(CHUNK, _draw(&dice)) + tall - _chunk_bytes(CHUNK, first.levels)
+
+
+cdef inline size_t _cost(size_t count, size_t bytes, bint table) noexcept nogil:
+    cdef size_t cost = chunk_size(sizeof(Zset)) + bytes
+    return cost + chunk_size(sizeof(Table)) + count * TABLE_SHARE if table else cost
+
+
+cdef inline size_t zset_cost(const Zset *zset) noexcept nogil:
+    """Return the bytes that the set is counted with."""
+    return _cost(zset.count, zset.bytes, zset.table != NULL)
+
+
+cdef inline size_t zset_cost_with(const Zset *zset, size_t size) noexcept nogil:
+    """Return what it will be at most with one more member of ``size`` bytes."""
+    cdef bint table = zset.table != NULL or zset.count >= LARGE
+    return _cost(zset.count + 1, zset.bytes + node_bytes(size) + zset_growth(zset), table)
+
+
+cdef inline int _order(Item *node, const uint8_t *member, size_t size) noexcept nogil:
+    """Return less than 0, 0 or more than 0: how the node's member compares with another one."""
+    cdef int order = memcmp(key_of(node), member, node.size if node.size < size else size)
+    if order:
+        return order
+    return (node.size > size) - (node.size < size)
 
 
 cdef inline Item *zset_find(const Zset *zset, const uint8_t *member, size_t size) noexcept nogil:
     """Return the member's node, or NULL."""
-    cdef Item *node
+    cdef Chunk *chunk = zset.first
+    cdef Item **nodes
     cdef uint64_t *slot
+    cdef uint32_t i
     if zset.table != NULL:
         slot = table_find(zset.table, table_hash(zset.table, member, size), member, size)
         return item_in(slot[0]) if slot != NULL else NULL
-    node = zset.head.next
-    while node != NULL and not (node.size == size and memcmp(key_of(node), member, size) == 0):
-        node = node.next
-    return node
+    while chunk != NULL:
+        nodes = nodes_of(chunk)
+        for i in range(chunk.count):
+            if nodes[i].size == size and memcmp(key_of(nodes[i]), member, size) == 0:
+                return nodes[i]
+        chunk = link_of(chunk, 0).next
+    return NULL
 
 
-cdef inline bint _link_less(const Link *link, double score, const uint8_t *member, size_t size) noexcept nogil:
-    """Whether the link leads to a node before (score, member)."""
+cdef inline bint _leads_on(const Link *link, double score, const uint8_t *member, size_t size) noexcept nogil:
+    """Whether the link's chunk does not begin behind (score, member)."""
+    cdef Item *first
     if link.score != score:
         return link.score < score
-    return link.next != NULL and _less(link.next, score, member, size)
+    if link.next == NULL:
+        return False
+    first = nodes_of(link.next)[0]
+    return first.second.score == score and _order(first, member, size) <= 0
 
 
-cdef inline size_t _path(
-    const Zset *zset, double score, const uint8_t *member, size_t size, Item **path, size_t *ranks
-) noexcept nogil:
-    """Find the last node before (score, member) on each level, and its rank (1-based; the head is 0).
-
-    Returns the rank on level 0.
-    """
-    cdef Item *node = zset.head
-    cdef size_t rank = 0
-    cdef uint32_t level = zset.height
-    cdef Link *link
-    while level:
-        link = link_of(node, level)
-        while _link_less(link, score, member, size):
-            rank += link.span
-            node = link.next
-            link = link_of(node, level)
-        path[level] = node
-        ranks[level] = rank
-        level -= 1
-    while node.next != NULL and _less(node.next, score, member, size):
-        rank += 1
-        node = node.next
-    path[0] = node
-    ranks[0] = rank
-    return rank
-
-
-cdef inline size_t zset_rank(const Zset *zset, Item *node) noexcept nogil:
-    """Return how many nodes come before ``node``. O(log n)."""
-    cdef Item *at = zset.head
-    cdef size_t rank = 0
-    cdef uint32_t level = zset.height
-    cdef Link *link
-    while level:
-        link = link_of(at, level)
-        while link.next == node or _link_less(link, node.second.score, key_of(node), node.size):
-            rank += link.span
-            at = link.next
-            link = link_of(at, level)
-        if at == node:
-            return rank - 1
-        level -= 1
-    while at != node:
-        rank += 1
-        at = at.next
-    return rank - 1
-
-
-cdef inline Item *zset_first(const Zset *zset, double score) noexcept nogil:
-    """Return the first node whose score is not less than ``score``, or NULL. O(log n)."""
-    cdef Item *node = zset.head
-    cdef uint32_t level = zset.height
-    cdef Link *link
-    while level:
-        link = link_of(node, level)
-        while link.score < score:
-            node = link.next
-            link = link_of(node, level)
-        level -= 1
-    while node.next != NULL and node.next.second.score < score:
-        node = node.next
-    return node.next
-
-
-cdef inline size_t zset_place(const Zset *zset, double score, const uint8_t *member, size_t size) noexcept nogil:
-    """Return how many nodes come before (score, member). O(log n)."""
-    cdef Item *path[LEVELS + 1]
-    cdef size_t ranks[LEVELS + 1]
-    return _path(zset, score, member, size, path, ranks)
-
-
-cdef inline Item *zset_at(const Zset *zset, size_t rank) noexcept nogil:
-    """Return the node of this rank, or NULL. O(log n)."""
-    cdef Item *node = zset.head
-    cdef uint32_t level = zset.height
-    if rank >= zset.count:
-        return NULL
-    rank += 1
-    while level:
-        while link_of(node, level).next != NULL and link_of(node, level).span <= rank:
-            rank -= link_of(node, level).span
-            node = link_of(node, level).next
-        level -= 1
-    while rank:
-        node = node.next
-        rank -= 1
-    return node
-
-
-cdef inline void _link(Zset *zset, Item *node, Item **path, size_t *ranks) noexcept nogil:
-    """Put ``node`` behind ``path``, its place."""
-    cdef uint32_t level
-    cdef Link *before
-    cdef Link *link
-    while zset.height < node.extra:
-        zset.height += 1
-        path[zset.height] = zset.head
-        ranks[zset.height] = 0
-        before = link_of(zset.head, zset.height)
-        before.next = NULL
-        before.score = INFINITY
-        before.span = zset.count + 1
-    node.next = path[0].next
-    path[0].next = node
-    for level in range(1, zset.height + 1):
-        before = link_of(path[level], level)
-        if level <= node.extra:
-            link = link_of(node, level)
-            link.next = before.next
-            link.score = before.score
-            link.span = before.span - (ranks[0] - ranks[level])
-            before.next = node
-            before.score = node.second.score
-            before.span = ranks[0] - ranks[level] + 1
+cdef inline uint32_t _index(Chunk *chunk, double score, const uint8_t *member, size_t size) noexcept nogil:
+    """Return how many nodes of the chunk come before (score, member)."""
+    cdef const double *scores = scores_of(chunk)
+    cdef uint32_t low = 0, high, middle, i
+    for i in range(chunk.count):
+        low += scores[i] < score
+    if low == chunk.count or scores[low] != score:  # mostly
+        return low
+    high = low + 1
+    while high < chunk.count and scores[high] == score:
+        high += 1
+    while low < high:
+        middle = (low + high) // 2
+        if _order(nodes_of(chunk)[middle], member, size) < 0:
+            low = middle + 1
         else:
-            before.span += 1
-    zset.count += 1
+            high = middle
+    return low
 
 
-cdef inline void _unlink(Zset *zset, Item *node, Item **path) noexcept nogil:
-    """Take ``node`` out, which stands behind ``path``."""
-    cdef uint32_t level
-    cdef Link *before
-    path[0].next = node.next
-    for level in range(1, zset.height + 1):
-        before = link_of(path[level], level)
-        if before.next == node:
-            before.next = link_of(node, level).next
-            before.score = link_of(node, level).score
-            before.span += link_of(node, level).span
-        before.span -= 1
-    zset.count -= 1
-
-
-cdef inline bint _make_table(Zset *zset) noexcept nogil:
-    """Give the set its table and its tall head; False, and nothing done, if there is no memory."""
-    cdef Table *table
-    cdef Item *head = zset.head
-    cdef Item *node
-    cdef uint32_t level
-    if head.extra < LEVELS:
-        head = _new_node(NULL, 0, 0, LEVELS)
-        if head == NULL:
-            return False
-        head.next = zset.head.next
-        for level in range(1, zset.height + 1):
-            link_of(head, level)[0] = link_of(zset.head, level)[0]
-        node_free(zset.head)
-        zset.head = head
-    table = <Table *>alloc(sizeof(Table))
-    if table == NULL:
-        return False
-    if not table_init(table, zset.seed):
-        free(table)
-        return False
-    node = zset.head.next
-    while node != NULL:
-        if not table_add(table, table_hash(table, key_of(node), node.size), node):
-            table_free(table)
-            free(table)
-            return False
-        node = node.next
-    zset.table = table
-    return True
-
-
-cdef inline bint zset_attach(Zset *zset, Item *node) noexcept nogil:
-    """Add ``node``, whose member is not here; False, and nothing done, if there is no memory. O(log n)."""
-    cdef Item *path[LEVELS + 1]
-    cdef size_t ranks[LEVELS + 1]
-    if zset.table == NULL and zset.count >= LARGE and not _make_table(zset):
-        return False
-    if zset.table != NULL and not table_add(
-        zset.table, table_hash(zset.table, key_of(node), node.size), node
-    ):
-        return False
-    _path(zset, node.second.score, key_of(node), node.size, path, ranks)
-    _link(zset, node, path, ranks)
-    zset.bytes += node_bytes(node.size, node.extra)
-    return True
-
-
-cdef inline Item *zset_add(
-    Zset *zset, const uint8_t *member, size_t size, double score, uint32_t levels
+cdef inline void _seek(
+    const Zset *zset, double score, const uint8_t *member, size_t size, Path *path
 ) noexcept nogil:
-    """Add a member that is not here; NULL, and nothing done, if there is no memory. O(log n)."""
-    cdef Item *node = _new_node(member, size, score, levels)
-    if node != NULL and not zset_attach(zset, node):
-        node_free(node)
-        return NULL
-    return node
+    """Find the way to (score, member), or to where it belongs. O(log n)."""
+    cdef Chunk *chunk = zset.first
+    cdef size_t rank = 0
+    cdef uint32_t level = zset.height + 1
+    cdef Link *link
+    while level:
+        level -= 1
+        link = link_of(chunk, level)
+        while _leads_on(link, score, member, size):
+            rank += link.span
+            chunk = link.next
+            link = link_of(chunk, level)
+        path.chunks[level] = chunk
+        path.ranks[level] = rank
+    path.index = _index(chunk, score, member, size)
 
 
-cdef inline void zset_detach(Zset *zset, Item *node) noexcept nogil:
-    """Take ``node`` out; it is the caller's now. O(log n)."""
-    cdef Item *path[LEVELS + 1]
-    cdef size_t ranks[LEVELS + 1]
-    _path(zset, node.second.score, key_of(node), node.size, path, ranks)
-    _unlink(zset, node, path)
-    zset.bytes -= node_bytes(node.size, node.extra)
-    if zset.table != NULL:
-        table_remove(
-            zset.table, table_hash(zset.table, key_of(node), node.size), table_slot(zset.table, node)
-        )
-        if zset.count < LARGE // 2:
-            table_free(zset.table)
-            free(zset.table)
-            zset.table = NULL
-
-
-cdef inline void _paths(
-    const Zset *zset, Item *node, double score, Item **path, size_t *ranks, Item **other, size_t *other_ranks
-) noexcept nogil:
-    """Find the paths to ``node`` and to where its member belongs with another score, as :func:`_path` finds one.
+cdef inline void _seek_both(const Zset *zset, Item *node, Path *path, double score, Path *other) noexcept nogil:
+    """Find the ways to ``node`` and to where its member belongs with another score.
 
     Both at once: each step waits for memory, and the two do not wait for each other.
     """
-    cdef Item *here = zset.head
-    cdef Item *there = zset.head
+    cdef Chunk *here = zset.first
+    cdef Chunk *there = zset.first
     cdef size_t rank = 0, other_rank = 0
-    cdef uint32_t level = zset.height
+    cdef uint32_t level = zset.height + 1
     cdef double old = node.second.score
     cdef const uint8_t *member = key_of(node)
     cdef Link *link
     cdef Link *other_link
     cdef bint on, other_on
     while level:
+        level -= 1
         link = link_of(here, level)
         other_link = link_of(there, level)
         while True:
-            on = _link_less(link, old, member, node.size)
-            other_on = _link_less(other_link, score, member, node.size)
+            on = _leads_on(link, old, member, node.size)
+            other_on = _leads_on(other_link, score, member, node.size)
             if on:
                 rank += link.span
                 here = link.next
@@ -437,88 +359,372 @@ cdef inline void _paths(
                 other_link = link_of(there, level)
             if not on and not other_on:
                 break
-        path[level] = here
-        ranks[level] = rank
-        other[level] = there
-        other_ranks[level] = other_rank
+        path.chunks[level] = here
+        path.ranks[level] = rank
+        other.chunks[level] = there
+        other.ranks[level] = other_rank
+    path.index = _index(here, old, member, node.size)
+    other.index = _index(there, score, member, node.size)
+
+
+cdef inline size_t zset_place(const Zset *zset, double score, const uint8_t *member, size_t size) noexcept nogil:
+    """Return how many nodes come before (score, member). O(log n)."""
+    cdef Path path
+    _seek(zset, score, member, size, &path)
+    return path.ranks[0] + path.index
+
+
+cdef inline size_t zset_rank(const Zset *zset, Item *node) noexcept nogil:
+    """Return how many nodes come before ``node``. O(log n)."""
+    return zset_place(zset, node.second.score, key_of(node), node.size)
+
+
+cdef inline Item *node_at(const Place *place) noexcept nogil:
+    """Return the node at a place; NULL behind the last one."""
+    return nodes_of(place.chunk)[place.index] if place.index < place.chunk.count else NULL
+
+
+cdef inline void place_next(Place *place) noexcept nogil:
+    """Move to the next node."""
+    place.index += 1
+    if place.index == place.chunk.count and link_of(place.chunk, 0).next != NULL:
+        place.chunk = link_of(place.chunk, 0).next
+        place.index = 0
+
+
+cdef inline Place zset_start(const Zset *zset) noexcept nogil:
+    """Return the place of the first node."""
+    cdef Place place
+    place.chunk = zset.first
+    place.index = 0
+    return place
+
+
+cdef inline Place zset_first(const Zset *zset, double score) noexcept nogil:
+    """Return the place of the first node whose score is not less than ``score``. O(log n)."""
+    cdef Path path
+    cdef Place place
+    _seek(zset, score, <const uint8_t *>zset, 0, &path)  # of no bytes, wherever they are
+    place.chunk = path.chunks[0]
+    place.index = path.index
+    if place.index == place.chunk.count and link_of(place.chunk, 0).next != NULL:
+        place.chunk = link_of(place.chunk, 0).next
+        place.index = 0
+    return place
+
+
+cdef inline Place zset_at(const Zset *zset, size_t rank) noexcept nogil:
+    """Return the place of the node of this rank. O(log n)."""
+    cdef Place place
+    cdef uint32_t level = zset.height + 1
+    place.chunk = zset.first
+    if rank >= zset.count:
+        rank = zset.count
+    while level:
         level -= 1
-    while here.next != node:
-        rank += 1
-        here = here.next
-    while there.next != NULL and _less(there.next, score, member, node.size):
-        other_rank += 1
-        there = there.next
-    path[0] = here
-    ranks[0] = rank
-    other[0] = there
-    other_ranks[0] = other_rank
+        while link_of(place.chunk, level).next != NULL and link_of(place.chunk, level).span <= rank:
+            rank -= link_of(place.chunk, level).span
+            place.chunk = link_of(place.chunk, level).next
+    place.index = <uint32_t>rank
+    return place
 
 
-cdef inline void zset_move(Zset *zset, Item *node, double score) noexcept nogil:
-    """Give ``node`` another score. O(log n)."""
-    cdef Item *path[LEVELS + 1]
-    cdef size_t ranks[LEVELS + 1]
-    cdef Item *to[LEVELS + 1]
-    cdef size_t to_ranks[LEVELS + 1]
+cdef inline void _put_in(Chunk *chunk, uint32_t index, Item *node, double score) noexcept nogil:
+    """Put a node into a chunk that has room."""
+    cdef double *scores = scores_of(chunk) + index
+    cdef Item **nodes = nodes_of(chunk) + index
+    cdef size_t behind = chunk.count - index
+    memmove(scores + 1, scores, behind * sizeof(double))
+    memmove(nodes + 1, nodes, behind * sizeof(Item *))
+    scores[0] = score
+    nodes[0] = node
+    chunk.count += 1
+
+
+cdef inline void _take_out(Chunk *chunk, uint32_t index) noexcept nogil:
+    cdef double *scores = scores_of(chunk) + index
+    cdef Item **nodes = nodes_of(chunk) + index
+    cdef size_t behind = chunk.count - index - 1
+    memmove(scores, scores + 1, behind * sizeof(double))
+    memmove(nodes, nodes + 1, behind * sizeof(Item *))
+    chunk.count -= 1
+
+
+cdef inline void _pour(Chunk *chunk, uint32_t start, Chunk *into) noexcept nogil:
+    """Move the nodes from ``start`` on behind those of another chunk, which has room."""
+    cdef uint32_t count = chunk.count - start
+    memcpy(scores_of(into) + into.count, scores_of(chunk) + start, count * sizeof(double))
+    memcpy(nodes_of(into) + into.count, nodes_of(chunk) + start, count * sizeof(Item *))
+    into.count += count
+    chunk.count = start
+
+
+cdef inline void _count_on(const Zset *zset, const Path *path, size_t number) noexcept nogil:
+    """There are ``number`` nodes more at the end of the path; -1 is one less."""
     cdef uint32_t level
-    _paths(zset, node, score, path, ranks, to, to_ranks)
-    if to[0] == path[0] or to[0] == node:
-        node.second.score = score  # its neighbours stay the same
-        for level in range(1, node.extra + 1):
-            link_of(path[level], level).score = score
+    for level in range(zset.height + 1):
+        link_of(path.chunks[level], level).span += number
+
+
+cdef inline bint _resize_first(Zset *zset, uint32_t room, uint32_t levels) noexcept nogil:
+    """Give the chunk of a set that has one other measures; False, and nothing done, if there is no memory."""
+    cdef Chunk *first = _new_chunk(zset, room, levels)
+    if first == NULL:
+        return False
+    _pour(zset.first, 0, first)
+    link_of(first, 0).span = first.count
+    _free_chunk(zset, zset.first)
+    zset.first = first
+    return True
+
+
+cdef inline bint _split(Zset *zset, Path *path) noexcept nogil:
+    """Part the full chunk on level 0 of a path in two, of which it may lead to either afterwards.
+
+    False, and nothing that matters done, if there is no memory. Who adds at one of the ends leaves full chunks behind.
+    """
+    cdef Chunk *chunk = path.chunks[0]
+    cdef Chunk *new
+    cdef Link *link
+    cdef Link *before
+    cdef uint32_t level
+    cdef uint32_t kept = CHUNK // 2
+    cdef size_t rank
+    if _alone(zset) and zset.first.levels < LEVELS:
+        if not _resize_first(zset, CHUNK, LEVELS):
+            return False
+        chunk = path.chunks[0] = zset.first
+    new = _new_chunk(zset, CHUNK, _draw(&zset.dice))
+    if new == NULL:
+        return False
+    if path.index == <uint32_t>CHUNK and link_of(chunk, 0).next == NULL:
+        kept = CHUNK - 1
+    elif path.index == 0 and chunk == zset.first:
+        kept = 1
+    while zset.height < new.levels:
+        zset.height += 1
+        path.chunks[zset.height] = zset.first
+        path.ranks[zset.height] = 0
+        link_of(zset.first, zset.height).next = NULL
+        link_of(zset.first, zset.height).score = INFINITY
+        link_of(zset.first, zset.height).span = zset.count
+    rank = path.ranks[0] + kept
+    for level in range(new.levels + 1):
+        before = link_of(path.chunks[level], level)
+        link = link_of(new, level)
+        link.next = before.next
+        link.score = before.score
+        link.span = before.span - (rank - path.ranks[level])
+        before.next = new
+        before.score = scores_of(chunk)[kept]
+        before.span = rank - path.ranks[level]
+    _pour(chunk, kept, new)
+    return True
+
+
+cdef inline bint _make_place(Zset *zset, Path *path) noexcept nogil:
+    """See to it that the chunk of a path is not full; False if there is no memory. The path may have to be found anew."""
+    cdef Chunk *chunk = path.chunks[0]
+    return _resize_first(zset, 2 * chunk.room, 0) if chunk.room < CHUNK else _split(zset, path)
+
+
+cdef inline void _join(Zset *zset, Chunk *chunk, double score, const uint8_t *member, size_t size) noexcept nogil:
+    """Move all nodes of a chunk that is not the first into the one before it, which has room, and free it.
+
+    (score, member) is the chunk's first node, or the last one that was there.
+    """
+    cdef Chunk *before = zset.first
+    cdef uint32_t level = zset.height + 1
+    cdef Link *link
+    while level:
+        level -= 1
+        link = link_of(before, level)
+        while link.next != chunk and _leads_on(link, score, member, size):
+            before = link.next
+            link = link_of(before, level)
+        if link.next == chunk:
+            link.span += link_of(chunk, level).span
+            link.score = link_of(chunk, level).score
+            link.next = link_of(chunk, level).next
+    _pour(chunk, 0, before)
+    _free_chunk(zset, chunk)
+
+
+cdef inline void _thin_out(Zset *zset, Path *path, double score, const uint8_t *member, size_t size) noexcept nogil:
+    """After a node went from the end of a path, have its chunk join a neighbour if it should. O(log n)."""
+    cdef Chunk *chunk = path.chunks[0]
+    cdef Chunk *next = link_of(chunk, 0).next
+    cdef Item *first
+    if chunk.count > THIN:
         return
-    _unlink(zset, node, path)
-    for level in range(zset.height + 1):  # the node is on the way no more
-        if to[level] == node:
-            to[level] = path[level]
-        if to_ranks[level] > ranks[0]:
-            to_ranks[level] = ranks[level] if to[level] == path[level] else to_ranks[level] - 1
+    if chunk.count == 0 and chunk != zset.first:
+        _join(zset, chunk, score, member, size)
+    elif next != NULL and chunk.count + next.count <= <uint32_t>(JOINED if chunk.count else CHUNK):
+        first = nodes_of(next)[0]
+        _join(zset, next, first.second.score, key_of(first), first.size)
+
+
+cdef inline bint _make_table(Zset *zset) noexcept nogil:
+    """Give the set its table; False, and nothing done, if there is no memory."""
+    cdef Table *table
+    cdef Place place = zset_start(zset)
+    cdef Item *node = node_at(&place)
+    table = <Table *>alloc(sizeof(Table))
+    if table == NULL:
+        return False
+    if not table_init(table, zset.seed):
+        free(table)
+        return False
+    while node != NULL:
+        if not table_add(table, table_hash(table, key_of(node), node.size), node):
+            table_free(table)
+            free(table)
+            return False
+        place_next(&place)
+        node = node_at(&place)
+    zset.table = table
+    return True
+
+
+cdef inline bint zset_attach(Zset *zset, Item *node) noexcept nogil:
+    """Add ``node``, whose member is not here; False if there is no memory. O(log n)."""
+    cdef Path path
+    _seek(zset, node.second.score, key_of(node), node.size, &path)
+    if path.chunks[0].count == path.chunks[0].room:
+        if not _make_place(zset, &path):
+            return False
+        _seek(zset, node.second.score, key_of(node), node.size, &path)
+    if zset.table == NULL and zset.count >= LARGE and not _make_table(zset):
+        return False
+    if zset.table != NULL and not table_add(
+        zset.table, table_hash(zset.table, key_of(node), node.size), node
+    ):
+        return False
+    _put_in(path.chunks[0], path.index, node, node.second.score)
+    _count_on(zset, &path, 1)
+    zset.count += 1
+    zset.bytes += node_bytes(node.size)
+    return True
+
+
+cdef inline Item *zset_add(Zset *zset, const uint8_t *member, size_t size, double score) noexcept nogil:
+    """Add a member that is not here; NULL if there is no memory. O(log n)."""
+    cdef Item *node = _new_node(member, size, score)
+    if node != NULL and not zset_attach(zset, node):
+        node_free(node)
+        return NULL
+    return node
+
+
+cdef inline void zset_detach(Zset *zset, Item *node) noexcept nogil:
+    """Take ``node`` out; it is the caller's now. O(log n)."""
+    cdef Path path
+    _seek(zset, node.second.score, key_of(node), node.size, &path)
+    _take_out(path.chunks[0], path.index)
+    _count_on(zset, &path, <size_t>-1)
+    zset.count -= 1
+    zset.bytes -= node_bytes(node.size)
+    _thin_out(zset, &path, node.second.score, key_of(node), node.size)
+    if zset.table != NULL:
+        table_remove(
+            zset.table, table_hash(zset.table, key_of(node), node.size), table_slot(zset.table, node)
+        )
+        if zset.count < LARGE // 2:
+            table_free(zset.table)
+            free(zset.table)
+            zset.table = NULL
+
+
+cdef inline bint zset_move(Zset *zset, Item *node, double score) noexcept nogil:
+    """Give ``node`` another score; False, and nothing that matters done, if there is no memory. O(log n)."""
+    cdef Path path
+    cdef Path to
+    cdef double old = node.second.score
+    cdef Chunk *chunk
+    _seek_both(zset, node, &path, score, &to)
+    if path.chunks[0] != to.chunks[0] and to.chunks[0].count == CHUNK:
+        if not _split(zset, &to):
+            return False
+        _seek_both(zset, node, &path, score, &to)
+    if path.chunks[0] == to.chunks[0]:
+        chunk = path.chunks[0]
+        _take_out(chunk, path.index)
+        _put_in(chunk, to.index - (to.index > path.index), node, score)
+        node.second.score = score
+        return True
+    _take_out(path.chunks[0], path.index)
+    _count_on(zset, &path, <size_t>-1)
+    _put_in(to.chunks[0], to.index, node, score)
+    _count_on(zset, &to, 1)
     node.second.score = score
-    _link(zset, node, to, to_ranks)
+    _thin_out(zset, &path, old, key_of(node), node.size)
+    return True
 
 
 cdef inline const char *zset_flaw(const Zset *zset) noexcept nogil:
     """Return what is wrong with the set, or NULL. O(n log n)."""
-    cdef Item *node = zset.head.next
+    cdef Chunk *chunk = zset.first
+    cdef Item *node
     cdef Item *before = NULL
-    cdef Item *path[LEVELS + 1]    # on each level the node that must be linked to the next one of that level
+    cdef Chunk *path[LEVELS + 1]   # on each level the chunk that must be linked to the next one of that level
     cdef size_t ranks[LEVELS + 1]
     cdef size_t count = 0, total = 0
-    cdef uint32_t level
+    cdef uint32_t level, i
     cdef double score
-    for level in range(1, zset.height + 1):
-        path[level] = zset.head
-        ranks[level] = 0
-    while node != NULL:
-        count += 1
-        total += node_bytes(node.size, node.extra)
-        score = node.second.score
-        if score != score or (score == 0 and 1 / score < 0):
-            return "sorted set: a score that is NaN or -0.0"
-        if before != NULL and not _less(before, score, key_of(node), node.size):
-            return "sorted set: out of order"
-        if node.extra > zset.height:
-            return "sorted set: a node above the height"
-        for level in range(1, node.extra + 1):
-            if link_of(path[level], level).next != node:
-                return "sorted set: a link that misses a node"
-            if link_of(path[level], level).score != score:
-                return "sorted set: a link with another score than its node"
-            if ranks[level] + link_of(path[level], level).span != count:
-                return "sorted set: a wrong span"
-            path[level] = node
+    if zset.height > LEVELS or zset.height > chunk.levels:
+        return "sorted set: higher than its first chunk"
+    for level in range(zset.height + 1):
+        path[level] = NULL
+    while chunk != NULL:
+        if chunk.count == 0 and zset.count:
+            return "sorted set: an empty chunk"
+        if chunk.count > chunk.room or chunk.room > CHUNK:
+            return "sorted set: a chunk with more than it has room for"
+        if not _alone(zset) and (chunk.room != CHUNK or zset.first.levels != LEVELS):
+            return "sorted set: a small chunk among others"
+        if chunk != zset.first and chunk.levels > zset.height:
+            return "sorted set: a chunk above the height"
+        for level in range(min(chunk.levels, zset.height) + 1):
+            if path[level] != NULL:
+                if link_of(path[level], level).next != chunk:
+                    return "sorted set: a link that misses a chunk"
+                if link_of(path[level], level).score != link_of(path[0], 0).score:
+                    return "sorted set: links of other scores to one chunk"
+                if ranks[level] + link_of(path[level], level).span != count:
+                    return "sorted set: a wrong span"
+        if before != NULL and not (
+            before.second.score <= link_of(path[0], 0).score <= nodes_of(chunk)[0].second.score
+        ):
+            return "sorted set: a link whose score parts nothing"
+        for level in range(min(chunk.levels, zset.height) + 1):
+            path[level] = chunk
             ranks[level] = count
-        if zset_find(zset, key_of(node), node.size) != node:
-            return "sorted set: a member that is not found"
-        before = node
-        node = node.next
-    for level in range(1, zset.height + 1):
+        total += _chunk_bytes(chunk.room, chunk.levels)
+        for i in range(chunk.count):
+            node = nodes_of(chunk)[i]
+            count += 1
+            total += node_bytes(node.size)
+            score = node.second.score
+            if score != score or (score == 0 and 1 / score < 0):
+                return "sorted set: a score that is NaN or -0.0"
+            if scores_of(chunk)[i] != score:
+                return "sorted set: a node with another score than its chunk says"
+            if before != NULL and (
+                before.second.score > score
+                or (before.second.score == score and _order(before, key_of(node), node.size) >= 0)
+            ):
+                return "sorted set: out of order"
+            if zset_find(zset, key_of(node), node.size) != node:
+                return "sorted set: a member that is not found"
+            if zset_rank(zset, node) != count - 1:
+                return "sorted set: a member of another rank"
+            before = node
+        chunk = link_of(chunk, 0).next
+    for level in range(zset.height + 1):
         if link_of(path[level], level).next != NULL or link_of(path[level], level).score != INFINITY:
             return "sorted set: a link beyond the end"
-        if ranks[level] + link_of(path[level], level).span != count + 1:
+        if ranks[level] + link_of(path[level], level).span != count:
             return "sorted set: a wrong span at the end"
-    if zset.height > zset.head.extra:
-        return "sorted set: higher than its head"
     if count != zset.count or total != zset.bytes:
         return "sorted set: count or bytes are wrong"
     if zset.table == NULL and count > LARGE:

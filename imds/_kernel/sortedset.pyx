@@ -2,15 +2,16 @@
 
 from os import urandom
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t
 
 from imds._kernel cimport memory
 from imds._kernel.skiplist cimport (
+    Place,
     Zset,
+    node_at,
+    place_next,
     zset_add,
     zset_cost,
-    zset_cost_with,
-    zset_dice,
     zset_find,
     zset_at,
     zset_first,
@@ -30,11 +31,9 @@ cdef class SortedSet:
     """Members (bytes) with scores, in the order of (score, member)."""
 
     cdef Zset *_zset
-    cdef uint64_t _dice
 
     def __cinit__(self):
-        self._dice = int.from_bytes(urandom(8), "big") | 1
-        self._zset = zset_new(self._dice)
+        self._zset = zset_new(int.from_bytes(urandom(8), "big"))
         if self._zset == NULL:
             raise MemoryError
 
@@ -65,14 +64,14 @@ cdef class SortedSet:
         if node != NULL:
             if node.second.score == score:
                 return None
-            zset_move(self._zset, node, score)
+            if not zset_move(self._zset, node, score):
+                raise MemoryError
             return False
         if zset_add(
             self._zset,
             <const uint8_t *><char *>member,
             <size_t>len(member),
             score,
-            zset_dice(self._zset, &self._dice),
         ) == NULL:
             raise MemoryError
         return True
@@ -99,12 +98,15 @@ cdef class SortedSet:
     def range(self, double low, double high):
         """Return the pairs with ``low <= score <= high`` in order."""
         cdef list pairs = []
+        cdef Place place
         cdef Item *node
         if low <= high:  # which NaN is not
-            node = zset_first(self._zset, low)
+            place = zset_first(self._zset, low)
+            node = node_at(&place)
             while node != NULL and node.second.score <= high:
                 pairs.append((node.second.score, (<char *>key_of(node))[: node.size]))
-                node = node.next
+                place_next(&place)
+                node = node_at(&place)
         return pairs
 
     def place(self, double score, bytes member not None):
@@ -114,10 +116,12 @@ cdef class SortedSet:
     def slice(self, size_t start, size_t stop):
         """Return the pairs from rank ``start`` to before ``stop``."""
         cdef list pairs = []
-        cdef Item *node = zset_at(self._zset, start)
+        cdef Place place = zset_at(self._zset, start)
+        cdef Item *node = node_at(&place)
         while node != NULL and start < stop:
             pairs.append((node.second.score, (<char *>key_of(node))[: node.size]))
-            node = node.next
+            place_next(&place)
+            node = node_at(&place)
             start += 1
         return pairs
 

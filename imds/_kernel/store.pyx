@@ -93,23 +93,28 @@ from imds._kernel.number cimport SCORE_TEXT, read_score, write_digits, write_sco
 from imds._kernel.record cimport RecordEncoder
 from imds._kernel.skiplist cimport (
     Zset,
+    Place,
+    link_of,
+    node_at,
     node_free,
+    place_next,
     zset_add,
     zset_at,
     zset_attach,
     zset_cost,
     zset_cost_with,
     zset_detach,
-    zset_dice,
     zset_find,
     zset_first,
     zset_flaw,
     zset_free,
     zset_free_some,
+    zset_growth,
     zset_move,
     zset_new,
     zset_place,
     zset_rank,
+    zset_start,
 )
 from imds._kernel.table cimport (
     SLOTS,
@@ -477,7 +482,7 @@ cdef void fetch_member(Request *request) noexcept nogil:
             node = table_guess(zset.table, request.member_hash)
             if node != NULL:
                 fetch(node)
-                fetch(<uint8_t *>node - 64)
+                fetch(link_of(zset.first, zset.height))
 
 
 cdef inline const Token *member_of(const Request *request) noexcept nogil:
@@ -1175,29 +1180,34 @@ cdef class UnifiedStore(Executor):
         cdef Item *node
         cdef Zset *zset
         cdef size_t before, after
-        cdef uint32_t levels
+        cdef double old
         if entry == NULL:
             return self._zput_new(key, hash, member, score, effect, changed)
         zset = zset_of(entry)
         node = zset_find(zset, member.at, member.size)
-        if node != NULL:
-            if node.second.score != score:
-                if not self._reserve(effect):
-                    return OUT_OF_MEMORY
-                self._remember_score(MEMBER_MOVED, entry, node, node.second.score)
-                zset_move(zset, node, score)
-                changed[0] = True
-            return None
-        levels = zset_dice(zset, &self._dice)
-        after = zset_cost_with(zset, member.size, levels)
         before = zset_cost(zset)
+        if node != NULL:
+            old = node.second.score
+            if old == score:
+                return None
+            if self.evict:  # else it takes what it takes: it adds nothing
+                after = before + zset_growth(zset)
+                self._make_room(
+                    False, <int64_t>(after - before), entry_bytes(key.size, sizeof(Zset *), is_timed(entry)) + after
+                )
+            if self._reserve(effect) and zset_move(zset, node, score):
+                self._remember_score(MEMBER_MOVED, entry, node, old)
+                changed[0] = True
+            self.used += zset_cost(zset) - before
+            return None if changed[0] else OUT_OF_MEMORY
+        after = zset_cost_with(zset, member.size)
         refusal = self._make_room(
             False, <int64_t>(after - before), entry_bytes(key.size, sizeof(Zset *), is_timed(entry)) + after
         )
         if refusal is not None:
             return refusal
         if self._reserve(effect):
-            node = zset_add(zset, member.at, member.size, score, levels)
+            node = zset_add(zset, member.at, member.size, score)
         self.used += zset_cost(zset) - before
         if node == NULL:
             return OUT_OF_MEMORY
@@ -1213,9 +1223,7 @@ cdef class UnifiedStore(Executor):
         cdef Item *entry = NULL
         cdef size_t cost
         cdef bytes refusal = OUT_OF_MEMORY
-        if zset != NULL and zset_add(
-            zset, member.at, member.size, score, zset_dice(zset, &self._dice)
-        ) != NULL:
+        if zset != NULL and zset_add(zset, member.at, member.size, score) != NULL:
             cost = entry_bytes(key.size, sizeof(Zset *), False) + zset_cost(zset)
             refusal = self._make_room(True, <int64_t>cost, cost)
             if refusal is None:
@@ -1267,6 +1275,7 @@ cdef class UnifiedStore(Executor):
         cdef double low, high
         cdef Item *entry
         cdef Item *node
+        cdef Place place
         cdef size_t start
         if not (
             read_score(request.tokens[2].at, request.tokens[2].size, &low)
@@ -1283,7 +1292,8 @@ cdef class UnifiedStore(Executor):
             return 0
         start = self._out.size
         self._out.size += 8
-        node = zset_first(zset_of(entry), low)
+        place = zset_first(zset_of(entry), low)
+        node = node_at(&place)
         while node != NULL and node.second.score <= high:
             self._reserve_reply(SCORE_TEXT + 2 + <size_t>node.size)
             if self._out.size > start + 8:
@@ -1297,7 +1307,8 @@ cdef class UnifiedStore(Executor):
                 self._out.size = start
                 self._reply(TOO_LONG)
                 return 0
-            node = node.next
+            place_next(&place)
+            node = node_at(&place)
         if self._out.size == start + 8:
             self._out.size = start
             self._reply(NONE)
@@ -2033,9 +2044,11 @@ cdef class UnifiedStore(Executor):
     cdef bint _ztake_some(self, Item *entry, size_t rank, size_t number, bint highest) except -1:
         """Remove so many members from a rank on, or the highest ones, logged; False without memory."""
         cdef Zset *zset
+        cdef Place place
         while number:
             zset = zset_of(entry)
-            if not self._ztake_logged(entry, zset_at(zset, zset.count - 1 if highest else rank)):
+            place = zset_at(zset, zset.count - 1 if highest else rank)
+            if not self._ztake_logged(entry, node_at(&place)):
                 return False
             number -= 1
         return True
@@ -2050,7 +2063,7 @@ cdef class UnifiedStore(Executor):
         self._ztake(entry, node)
         return True
 
-    cdef bint _put_pairs(self, Item *node, size_t number, bint scores, bint reverse) except -1:
+    cdef bint _put_pairs(self, Place place, size_t number, bint scores, bint reverse) except -1:
         """Put so many members into a list's reply, the last one first with ``reverse``; False if it is too long."""
         cdef Item *few[16]
         cdef Item **nodes = few
@@ -2062,11 +2075,11 @@ cdef class UnifiedStore(Executor):
                 if nodes == NULL:
                     raise MemoryError
             for i in range(number):
-                nodes[number - 1 - i] = node
-                node = node.next
+                nodes[number - 1 - i] = node_at(&place)
+                place_next(&place)
         try:
             for i in range(number):
-                one = nodes[i] if reverse else node
+                one = nodes[i] if reverse else node_at(&place)
                 self._reserve_reply(4 + <size_t>one.size + 4 + SCORE_TEXT)
                 buffer_put_u32(&self._out, one.size)
                 buffer_put(&self._out, key_of(one), one.size)
@@ -2077,7 +2090,7 @@ cdef class UnifiedStore(Executor):
                 if self._out.size - self._replies > self.max_response and self._out.size - self._replies > SHORT:
                     return False
                 if not reverse:
-                    node = node.next
+                    place_next(&place)
             return True
         finally:
             if nodes != few:
@@ -2472,11 +2485,16 @@ cdef class UnifiedStore(Executor):
     def zslice(self, bytes key not None, size_t start, size_t stop):
         """Return the pairs from rank ``start`` to before ``stop``."""
         cdef Item *entry = self._set_at(key)
-        cdef Item *node = zset_at(zset_of(entry), start) if entry != NULL else NULL
+        cdef Place place
+        cdef Item *node = NULL
         cdef list pairs = []
+        if entry != NULL:
+            place = zset_at(zset_of(entry), start)
+            node = node_at(&place)
         while node != NULL and start < stop:
             pairs.append((node.second.score, (<char *>key_of(node))[: node.size]))
-            node = node.next
+            place_next(&place)
+            node = node_at(&place)
             start += 1
         return pairs
 
@@ -2634,7 +2652,7 @@ cdef class UnifiedStore(Executor):
     def rollback(self):
         """They are not: put back the data, and take the records back. O(effects).
 
-        Raises MemoryError if a table cannot get a bucket back; the store is of no use then.
+        Raises MemoryError if a table cannot get a bucket back, or a sorted set a chunk; the store is of no use then.
         """
         self._changes += 1
         self._undo_to(0, 0, 0)
@@ -2685,9 +2703,11 @@ cdef class UnifiedStore(Executor):
                 if undo.change == MEMBER_ADDED:
                     zset_detach(zset, undo.other)
                     node_free(undo.other)
-                elif undo.change == MEMBER_MOVED:
+                elif not (
                     zset_move(zset, undo.other, undo.old.score)
-                elif not zset_attach(zset, undo.other):
+                    if undo.change == MEMBER_MOVED
+                    else zset_attach(zset, undo.other)
+                ):
                     raise MemoryError
                 self.used += zset_cost(zset)
         self.evictions -= self._evicted - evicted
@@ -2853,16 +2873,19 @@ cdef class UnifiedStore(Executor):
         """Yield each key with its string or its (score, member) pairs, and its deadline, least recently used first."""
         cdef Item *entry = past_marks(self._ring.next)
         cdef Item *node
+        cdef Place place
         cdef list pairs
         changes = self._changes
         while entry != &self._ring:
             key = (<char *>key_of(entry))[: entry.size]
             if is_set(entry):
                 pairs = []
-                node = zset_of(entry).head.next
+                place = zset_start(zset_of(entry))
+                node = node_at(&place)
                 while node != NULL:
                     pairs.append((node.second.score, (<char *>key_of(node))[: node.size]))
-                    node = node.next
+                    place_next(&place)
+                    node = node_at(&place)
                 yield key, pairs, when_of(entry)
             else:
                 yield key, (<char *>value_of(entry))[: size_of(entry)], when_of(entry)
@@ -2917,7 +2940,7 @@ cdef class UnifiedStore(Executor):
                     text = Token(<const uint8_t *>digits, write_digits(digits, when_of(entry)))
                     save_effect(log, b"pexpireat", 9, 3, &key, &text, NULL)
             elif not self._whole or (<char *>key.at)[: key.size] not in self._whole:
-                self._save_set(log, entry, zset_of(entry).head.next, max(limit, log.held() + room))
+                self._save_set(log, entry, zset_start(zset_of(entry)), max(limit, log.held() + room))
         return True
 
     cdef int _save_rest(self, RecordEncoder log, size_t limit) except -1:
@@ -2939,16 +2962,18 @@ cdef class UnifiedStore(Executor):
                 self._whole.add(name)
         return 0
 
-    cdef int _save_set(self, RecordEncoder log, Item *entry, Item *node, size_t limit) except -1:
-        """Save a set from a node on; what there is no room for is the rest."""
+    cdef int _save_set(self, RecordEncoder log, Item *entry, Place place, size_t limit) except -1:
+        """Save a set from a place on; what there is no room for is the rest."""
         cdef Token key = Token(key_of(entry), entry.size)
         cdef Token text, member
         cdef uint8_t digits[SCORE_TEXT]
+        cdef Item *node = node_at(&place)
         while node != NULL and log.held() < limit:
             text = Token(<const uint8_t *>digits, write_score(digits, node.second.score))
             member = Token(key_of(node), node.size)
             save_effect(log, b"zadd", 4, 4, &key, &text, &member)
-            node = node.next
+            place_next(&place)
+            node = node_at(&place)
         if node != NULL:
             self._rest = (<char *>key.at)[: key.size]
             self._rest_score = node.second.score
@@ -2969,17 +2994,20 @@ cdef class UnifiedStore(Executor):
         """Return 64 bits that are equal for equal data, whatever the order of use. O(data)."""
         cdef Item *entry = past_marks(self._ring.next)
         cdef Item *node
+        cdef Place place
         cdef uint64_t total = 0, chain, bits
         cdef uint8_t score[8]
         while entry != &self._ring:
             if is_set(entry):
                 chain = xxh64(key_of(entry), entry.size, 2)
-                node = zset_of(entry).head.next
+                place = zset_start(zset_of(entry))
+                node = node_at(&place)
                 while node != NULL:
                     memory.memcpy(&bits, &node.second.score, 8)
                     set_u64(score, bits)
                     chain = xxh64(key_of(node), node.size, xxh64(score, 8, chain))
-                    node = node.next
+                    place_next(&place)
+                    node = node_at(&place)
             else:
                 chain = xxh64(value_of(entry), size_of(entry), xxh64(key_of(entry), entry.size, 1))
             if when_of(entry):
