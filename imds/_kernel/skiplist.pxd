@@ -8,8 +8,8 @@ What always holds (:func:`zset_flaw` looks for the first breach):
   ranks: the end of the list counts as the place behind the last node.
 * A link's score parts what is before its ``next``, none of it higher, from what is there, none of it lower. It is that
   of a node which was once there: so a chunk's first node comes and goes and no link is touched.
-* A chunk by itself has room for 4 to CHUNK nodes and no levels but 0; of several, each has room for CHUNK, and the
-  first, where a search begins, has all LEVELS.
+* A chunk by itself has room for 4 to CHUNK nodes, a power of two; of several, each has room for CHUNK, and the first,
+  where a search begins, has all LEVELS. It keeps them until the set is small again.
 * A set of more than LARGE members has a table. It loses it below LARGE / 2.
 * ``bytes`` is what the allocator takes for the nodes and the chunks.
 
@@ -633,6 +633,9 @@ cdef inline void zset_detach(Zset *zset, Item *node) noexcept nogil:
             table_free(zset.table)
             free(zset.table)
             zset.table = NULL
+    if zset.count <= THIN and zset.first.levels and _alone(zset):
+        zset.height = 0
+        _resize_first(zset, 2 * THIN, 0)  # without memory it stays as it is, until the next one goes
 
 
 cdef inline bint zset_move(Zset *zset, Item *node, double score) noexcept nogil:

@@ -1190,7 +1190,7 @@ cdef class UnifiedStore(Executor):
             old = node.second.score
             if old == score:
                 return None
-            if self.evict:  # else it takes what it takes: it adds nothing
+            if self.evict and self.maxmemory:  # a move is never refused, but has others go for what it takes
                 after = before + zset_growth(zset)
                 self._make_room(
                     False, <int64_t>(after - before), entry_bytes(key.size, sizeof(Zset *), is_timed(entry)) + after

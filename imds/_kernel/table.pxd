@@ -37,7 +37,7 @@ ctypedef union Second:
     double score    # in a sorted set
 
 ctypedef struct Item:
-    Item *next      # in a store: the next one used later; in a sorted set: the next in order
+    Item *next      # in a store: the next one used later; a node of a sorted set begins behind it
     Second second
     uint32_t size   # of the key
     uint32_t extra  # the owner's

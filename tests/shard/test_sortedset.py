@@ -113,6 +113,31 @@ def test_ranks_and_ranges_of_many_members(new):
             ordered.remove((score, member))
 
 
+@pytest.mark.parametrize("scores", [1, 7, 100_000])
+def test_members_come_move_and_go(new, scores):
+    """Chunks are split at their ends and in the middle, thin out, join, and end; with many of a score, and with none."""
+    dice = random.Random(scores)
+    ranks, model = new(), {}
+    for most, steps, chance in ((2000, 4000, 0.1), (2000, 3000, 0.75), (300, 3000, 0.45), (40, 2000, 0.7)):
+        for step in range(steps):
+            member = b"%d" % dice.randrange(most)
+            if dice.random() < chance:
+                member = dice.choice(list(model)) if model and step % 4 else member
+                assert ranks.remove(member) is (model.pop(member, None) is not None)
+            else:
+                score = float(dice.randrange(scores) if step % 16 else step * dice.choice((-1, 1)))
+                before = model.get(member)
+                assert ranks.add(member, score) is (True if before is None else None if before == score else False)
+                model[member] = score
+            if step % 50 == 0:
+                ranks.check()
+                assert list(ranks.range(-inf, inf)) == sorted((s, m) for m, s in model.items())
+    for member in list(model):
+        assert ranks.remove(member)
+        ranks.check()
+    assert len(ranks) == 0
+
+
 def test_many_members_of_one_score(new):
     ranks = new()
     members = [b"%05d" % number for number in range(3000)]
@@ -167,7 +192,7 @@ def test_used_grows_and_shrinks_with_members(new):
     for number in range(1000):
         ranks.add(b"%08d" % number, float(-number))
         assert ranks.remove(b"%08d" % number)
-    assert empty <= ranks.used < empty + 512  # the compiled one keeps the tall head of its large days
+    assert empty <= ranks.used < empty + 512
 
 
 def test_the_python_twin_counts_what_it_takes():

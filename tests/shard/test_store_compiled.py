@@ -327,6 +327,9 @@ ZSET = [[b"zadd", b"z", b"%d" % number, b"m%d" % number] for number in range(64)
         (ZSET[:1], [b"zadd", b"z", b"2", b"m0"], {}),
         (ZSET[:1], [b"zrem", b"z", b"m0"], {}),
         (ZSET[:2], [b"zrem", b"z", b"m0"], {}),
+        (ZSET[:4], [b"zadd", b"z", b"2", b"one for whom there is no room"], {}),
+        (ZSET[:32], [b"zadd", b"z", b"2", b"the one with whom a chunk is split"], {}),
+        (ZSET[:63], [b"zadd", b"z", b"40.5", b"m0"], {}),  # the other chunk is full
         (ZSET, [b"zadd", b"z", b"2", b"the member that makes it large"], {}),
         ([[b"set", b"a", b"v"]], [b"set", b"k", b"v"], {"capacity": 1, "evict": True}),
         ([[b"set", b"a", b"v"]], [b"zadd", b"z", b"1", b"m"], {"capacity": 1, "evict": True}),
@@ -454,6 +457,25 @@ def test_allocations_that_fail_at_random(allocations):
         assert again.digest() == store.digest()
 
 
+def test_members_that_move_stay_within_maxmemory():
+    """A move may part a chunk: others are evicted for that. Without eviction it is not refused."""
+    dice = random.Random(8)
+    strings = [[b"set", b"k%d" % number, bytes(100)] for number in range(200)]
+    members = [[b"zadd", b"z", b"%d" % number, b"m%d" % number] for number in range(300)]
+    needed = a_store(strings + members).used
+    for evict in (True, False):
+        store = a_store(strings + members, maxmemory=needed, evict=evict)
+        most = 0
+        for _ in range(3000):
+            move = [b"zadd", b"z", b"%.3f" % (300 * dice.random()), b"m%d" % dice.randrange(300)]
+            assert decode_response(store.execute(seal(1, 1, encode_request(move)))[1], 12)[0] == 0
+            store.commit()
+            most = max(most, store.used)
+        store.check()
+        assert (most > needed, store.evictions > 0) == (not evict, evict)
+        assert store.members(b"z") == 300
+
+
 def test_replay_without_memory_says_so():
     allocations = Allocations(kernel)
     store = a_store([])
@@ -484,17 +506,18 @@ def test_used_is_what_the_allocator_takes():
         assert store.used == max(32, (24 + 1 + size + 8 + 15) // 16 * 16) + 16
     store = a_store([[b"set", b"key:%012d" % number, bytes(64)] for number in range(100)])
     assert store.used == 100 * 128
-    nodes = set()
-    for _ in range(1000):  # a node has by chance up to three links, of 24 bytes each, in a small set
-        ranks = sortedset.SortedSet()
-        empty = ranks.used
-        ranks.add(b"8 bytes.", 1.0)
-        nodes.add(ranks.used - empty)
-    assert nodes == {(24 + links * 24 + 8 + 8 + 15) // 16 * 16 for links in range(4)}
     ranks = sortedset.SortedSet()
-    for number in range(20_000):
-        ranks.add(b"%08d" % number, float(number))
-    assert 80 < ranks.used / 20_000 < 95
+    empty = ranks.used
+    for size in range(1, 5):  # members; a node counts no more than its score, a size and its name
+        ranks.add(b"8 bytes%d" % size, 1.0)
+        assert ranks.used - empty == 32 * size
+    ranks.add(b"8 bytes.", 1.0)
+    assert ranks.used - empty == 32 * 5 + 4 * 16  # and has made the chunk's room twice as large
+    for count, dice in ((20_000, None), (20_000, random.Random(7))):
+        ranks = sortedset.SortedSet()
+        for number in range(count):
+            ranks.add(b"%08d" % number, dice.random() if dice else float(number))
+        assert 60 < ranks.used / count < 80
 
 
 def test_a_large_set_is_freed_in_the_course_of_requests():
