@@ -513,11 +513,20 @@ def test_used_is_what_the_allocator_takes():
         assert ranks.used - empty == 32 * size
     ranks.add(b"8 bytes.", 1.0)
     assert ranks.used - empty == 32 * 5 + 4 * 16  # and has made the chunk's room twice as large
-    for count, dice in ((20_000, None), (20_000, random.Random(7))):
+    dice = random.Random(7)
+    for score in (float, lambda _number: dice.random()):
         ranks = sortedset.SortedSet()
-        for number in range(count):
-            ranks.add(b"%08d" % number, dice.random() if dice else float(number))
-        assert 60 < ranks.used / count < 80
+        for number in range(20_000):
+            ranks.add(b"%08d" % number, score(number))
+        assert 60 < ranks.used / 20_000 < 80
+    names = [b"%08d" % number for number in range(20_000)]
+    dice.shuffle(names)
+    for name in names[2000:]:
+        assert ranks.remove(name)
+    assert ranks.used / 2000 < 130  # thin chunks have joined
+    for name in names[8:2000]:
+        assert ranks.remove(name)
+    assert ranks.used - empty < 600  # and the last one is small
 
 
 def test_a_large_set_is_freed_in_the_course_of_requests():
