@@ -499,6 +499,14 @@ cdef inline const Token *member_of(const Request *request) noexcept nogil:
 
 cdef void look_ahead(Reader *reader, size_t run, const Table *table) noexcept nogil:
     """Before request ``run`` is run: have fetched, for those that were read after it, what each needs next."""
+    cdef size_t i
+    if run == 0:  # nobody has looked ahead for the first ones
+        for i in range(min(<size_t>AHEAD // 2, reader.read)):
+            fetch_entry(&reader.requests[i], table)
+        for i in range(min(<size_t>AHEAD // 4, reader.read)):
+            fetch_neighbours(&reader.requests[i])
+        for i in range(min(<size_t>AHEAD // 8, reader.read)):
+            fetch_member(&reader.requests[i])
     if run + AHEAD // 2 < reader.read:
         fetch_entry(&reader.requests[(run + AHEAD // 2) % AHEAD], table)
     if run + AHEAD // 4 < reader.read:
