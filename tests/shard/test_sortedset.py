@@ -115,7 +115,7 @@ def test_ranks_and_ranges_of_many_members(new):
 
 @pytest.mark.parametrize("scores", [1, 7, 100_000])
 def test_members_come_move_and_go(new, scores):
-    """Chunks are split at their ends and in the middle, thin out, join, and end; with many of a score, or few."""
+    """Chunks are split at their ends and in the middle, thin out, join, and end; many of a score, or few."""
     dice = random.Random(scores)
     ranks, model = new(), {}
     for most, steps, chance in ((2000, 4000, 0.1), (2000, 3000, 0.75), (300, 3000, 0.45), (40, 2000, 0.7)):
