@@ -23,9 +23,9 @@ A chunk keeps its scores apart from its members, as machine doubles: a search re
 bytes, where pairs would cost three memory accesses at each step (half the speed and twice the memory at
 10^5 members).
 
-The compiled twin (``_kernel/sortedset.pyx``) has chunks too, smaller ones, found by a skip list with spans. In
-Python that costs an object and several interpreted steps for each link, and bisect over arrays, all of it in C,
-is several times faster; an insertion moves at most 2 x LOAD entries. Both keep the interface and the order.
+The compiled twin (``_kernel/sortedset.pyx``) has chunks too, smaller ones, found by a skip list with spans.
+In Python that costs an object and several interpreted steps for each link; bisect over arrays, all of it in
+C, is several times faster. An insertion moves at most 2 x LOAD entries. Both keep the interface and the order.
 """
 
 from __future__ import annotations
