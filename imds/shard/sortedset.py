@@ -25,7 +25,7 @@ bytes, where pairs would cost three memory accesses at each step (half the speed
 
 The compiled twin (``_kernel/sortedset.pyx``) has chunks too, smaller ones, found by a skip list with spans.
 In Python that costs an object and several interpreted steps for each link; bisect over arrays, all of it in
-C, is several times faster. An insertion moves at most 2 x LOAD entries. Both keep the interface and the order.
+C, is several times faster. An insertion moves at most 2 x LOAD entries. Both keep interface and order.
 """
 
 from __future__ import annotations
