@@ -198,6 +198,7 @@ cdef class Links:
         cdef uint64_t since, until
         cdef int fd
         if type(log) is RecordEncoder:
+            (<RecordEncoder>log).seal()
             data = (<RecordEncoder>log)._pending.data
             size = (<RecordEncoder>log)._pending.size
         else:

@@ -5,21 +5,16 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from imds._kernel cimport memory
-from imds._kernel.memory cimport Buffer, buffer_empty, buffer_put, buffer_reserve, get_u32, get_u64, set_u32, set_u64
+from imds._kernel.memory cimport Buffer, buffer_empty, buffer_reserve, get_u32, get_u64, set_u32, set_u64
 from imds._kernel.xxh64 cimport xxh64 as hash64
-from imds._kernel.xxh64 cimport xxh64_behind as hash64_behind
 
 from imds.shard import record as _twin
 
 cdef size_t HEADER = 20  # checksum, length, sequence
 cdef size_t CHECKSUM = 8
+cdef size_t FEW = 8 << 10  # bytes of records that are still in the processor's first cache when they are sealed
 cdef uint64_t MAX_EFFECT = _twin.MAX_EFFECT
 assert _twin.HEADER.size == HEADER
-
-
-cdef inline uint64_t swapped(uint32_t x) noexcept nogil:
-    """Return the word with its bytes the other way round."""
-    return x >> 24 | (x >> 8 & 0xFF00) | (x & 0xFF00) << 8 | <uint32_t>(x << 24)
 
 
 cdef class RecordEncoder:
@@ -41,33 +36,35 @@ cdef class RecordEncoder:
         return self._pending.data + self._pending.size + HEADER
 
     cdef void end(self, size_t size) noexcept:
-        self._seal(self.begin(), size)
+        cdef uint8_t *at = self._pending.data + self._pending.size
+        set_u32(at + CHECKSUM, <uint32_t>size)
+        set_u64(at + CHECKSUM + 4, self.sequence)
+        self._pending.size += HEADER + size
+        self.sequence += 1
+        if self._pending.size - self._sealed > FEW:
+            self.seal()
 
     cdef size_t held(self) noexcept:
         return self._pending.size
 
     cdef void put(self, const uint8_t *effect, size_t size) noexcept:
         memory.memcpy(self.begin(), effect, size)
-        self._seal(effect, size)
+        self.end(size)
 
-    cdef void _seal(self, const uint8_t *effect, size_t size) noexcept:
-        """Write the record's header; ``effect`` are the bytes behind it, here or where they have come from.
+    cdef void seal(self) noexcept:
+        """Write the checksums that are due.
 
-        Bytes that have just been written are read only when the cache has taken them: the header is hashed as words,
-        and an effect that has not been put together here, where it comes from.
+        A checksum is a chain of multiplications which leaves most of the processor idle. One behind the other, those of
+        several records are computed at a time.
         """
-        cdef uint8_t *at = self._pending.data + self._pending.size
-        cdef uint64_t first, second
-        set_u32(at + 8, <uint32_t>size)
-        set_u64(at + 12, self.sequence)
-        if size >= 20:
-            first = swapped(<uint32_t>size) | swapped(<uint32_t>(self.sequence >> 32)) << 32
-            second = swapped(<uint32_t>self.sequence) | swapped(get_u32(effect)) << 32
-            set_u64(at, hash64_behind(first, second, effect + 4, size - 4, self.seed))
-        else:
-            set_u64(at, hash64(at + CHECKSUM, HEADER - CHECKSUM + size, self.seed))
-        self._pending.size += HEADER + size
-        self.sequence += 1
+        cdef uint8_t *at = self._pending.data + self._sealed
+        cdef uint8_t *end = self._pending.data + self._pending.size
+        cdef size_t size
+        while at < end:
+            size = HEADER + get_u32(at + CHECKSUM)
+            set_u64(at, hash64(at + CHECKSUM, size - CHECKSUM, self.seed))
+            at += size
+        self._sealed = self._pending.size
 
     def add(self, effect):
         """Append the record of ``effect``, a request frame."""
@@ -101,16 +98,19 @@ cdef class RecordEncoder:
 
     def pending(self):
         """Return the records added since the last commit or rollback, back to back."""
+        self.seal()
         return PyBytes_FromStringAndSize(<const char *>self._pending.data, <Py_ssize_t>self._pending.size)
 
     def commit(self):
         """Forget the pending records: they are in the file."""
         buffer_empty(&self._pending)
+        self._sealed = 0
         self._mark = self.sequence
 
     def rollback(self):
         """Forget the pending records and take their sequence numbers back."""
         buffer_empty(&self._pending)
+        self._sealed = 0
         self.sequence = self._mark
 
     def place(self):
@@ -129,7 +129,7 @@ cdef class RecordEncoder:
         if total > MAX_EFFECT:
             return False
         while at < self._pending.size:
-            size = get_u32(data + at + 8)
+            size = get_u32(data + at + CHECKSUM)
             memory.memmove(to, data + at + HEADER, size)
             to += size
             at += HEADER + size
@@ -140,6 +140,7 @@ cdef class RecordEncoder:
     def cut(self, tuple place not None):
         """Forget the records since ``place``, and take their sequence numbers back."""
         self._pending.size = place[0]
+        self._sealed = min(self._sealed, self._pending.size)
         self.sequence = place[1]
 
 

@@ -56,12 +56,15 @@ cdef inline uint64_t _end(const uint8_t *at, size_t left, uint64_t hash) noexcep
     return hash ^ (hash >> 32)
 
 
-cdef inline uint64_t _stripes(
-    const uint8_t *at, size_t size, uint64_t a, uint64_t b, uint64_t c, uint64_t d, size_t done
-) noexcept nogil:
-    """Add all to the four lanes, which ``done`` bytes are in, and end."""
-    cdef uint64_t hash
+cdef inline uint64_t xxh64(const uint8_t *at, size_t size, uint64_t seed) noexcept nogil:
+    cdef uint64_t a, b, c, d, hash
     cdef size_t left = size
+    if size < 32:
+        return _end(at, size, seed + XXH_P5 + size)
+    a = seed + XXH_P1 + XXH_P2
+    b = seed + XXH_P2
+    c = seed
+    d = seed - XXH_P1
     while left >= 32:
         a = _round(a, _little64(at))
         b = _round(b, _little64(at + 8))
@@ -71,28 +74,4 @@ cdef inline uint64_t _stripes(
         left -= 32
     hash = _rotate(a, 1) + _rotate(b, 7) + _rotate(c, 12) + _rotate(d, 18)
     hash = _merge(_merge(_merge(_merge(hash, a), b), c), d)
-    return _end(at, left, hash + size + done)
-
-
-cdef inline uint64_t xxh64(const uint8_t *at, size_t size, uint64_t seed) noexcept nogil:
-    if size < 32:
-        return _end(at, size, seed + XXH_P5 + size)
-    return _stripes(at, size, seed + XXH_P1 + XXH_P2, seed + XXH_P2, seed, seed - XXH_P1, 0)
-
-
-cdef inline uint64_t xxh64_behind(
-    uint64_t first, uint64_t second, const uint8_t *at, size_t size, uint64_t seed
-) noexcept nogil:
-    """Return the hash of two words, little-endian, and the ``size`` bytes behind them, at least 16.
-
-    What has just been written in pieces need not be read back as a whole then, which would wait for the cache.
-    """
-    return _stripes(
-        at + 16,
-        size - 16,
-        _round(seed + XXH_P1 + XXH_P2, first),
-        _round(seed + XXH_P2, second),
-        _round(seed, _little64(at)),
-        _round(seed - XXH_P1, _little64(at + 8)),
-        32,
-    )
+    return _end(at, left, hash + size)
