@@ -70,11 +70,14 @@ cdef extern from *:
     """
     #if defined(__GNUC__)
     #define fetch(address) __builtin_prefetch(address)
+    #define lowest_bit(bits) __builtin_ctz(bits)
     #else
     #define fetch(address) ((void)(address))
+    static inline int lowest_bit(unsigned int bits) { int i = 0; while (!(bits >> i & 1)) i++; return i; }
     #endif
     """
     void fetch(const void *address) noexcept nogil  # into the cache; any address will do
+    int lowest_bit(unsigned int bits) noexcept nogil  # of some that are set, which it is
 
 
 cdef inline uint8_t *key_of(Item *item) noexcept nogil:
@@ -103,7 +106,8 @@ cdef inline Bucket *_bucket(const Table *table, size_t chain) noexcept nogil:
 
 cdef inline Bucket *chain_of(const Table *table, uint64_t hash) noexcept nogil:
     cdef size_t chain = <size_t>hash & (2 * table.mask + 1)
-    return _bucket(table, chain if chain < table.buckets else chain & table.mask)
+    cdef size_t there = <size_t>0 - <size_t>(chain < table.buckets)  # all bits or none: nobody could predict a branch
+    return _bucket(table, chain & (table.mask | there))
 
 
 cdef inline bint table_init(Table *table, uint64_t seed) noexcept nogil:
@@ -147,21 +151,38 @@ cdef inline void table_free(Table *table) noexcept nogil:
     table_free_some(table, <size_t>-1)
 
 
+cdef inline unsigned int _is_alike(const Bucket *bucket, uint64_t hash, int i) noexcept nogil:
+    return <unsigned int>((bucket.slots[i] ^ hash) >> ADDRESS_BITS == 0) << i
+
+
+cdef inline unsigned int _alike(const Bucket *bucket, uint64_t hash) noexcept nogil:
+    """Return a bit for each slot with the 16 bits of this hash; an empty slot may have them.
+
+    Without a branch: in which slot an item is cannot be predicted.
+    """
+    return (
+        _is_alike(bucket, hash, 0) | _is_alike(bucket, hash, 1) | _is_alike(bucket, hash, 2)
+        | _is_alike(bucket, hash, 3) | _is_alike(bucket, hash, 4) | _is_alike(bucket, hash, 5)
+        | _is_alike(bucket, hash, SLOTS - 1)
+    )
+
+
 cdef inline uint64_t *table_find(const Table *table, uint64_t hash, const uint8_t *key, size_t size) noexcept nogil:
     """Return the slot of the item with this key, or NULL. It stays right until the table changes."""
     cdef Bucket *bucket = chain_of(table, hash)
     cdef uint64_t slot
     cdef Item *item
+    cdef unsigned int found
     cdef int i
     while bucket != NULL:
-        for i in range(SLOTS):
+        found = _alike(bucket, hash)
+        while found:
+            i = lowest_bit(found)
             slot = bucket.slots[i]
-            if slot == 0:
-                return NULL
-            if (slot ^ hash) >> ADDRESS_BITS == 0:
-                item = item_in(slot)
-                if item.size == size and memcmp(key_of(item), key, size) == 0:
-                    return &bucket.slots[i]
+            item = item_in(slot)
+            if slot != 0 and item.size == size and memcmp(key_of(item), key, size) == 0:
+                return &bucket.slots[i]
+            found &= found - 1
         bucket = bucket.more
     return NULL
 
@@ -172,11 +193,8 @@ cdef inline Item *table_guess(const Table *table, uint64_t hash) noexcept nogil:
     Neither another bucket nor an item is read.
     """
     cdef Bucket *bucket = chain_of(table, hash)
-    cdef int i
-    for i in range(SLOTS):
-        if (bucket.slots[i] ^ hash) >> ADDRESS_BITS == 0:
-            return item_in(bucket.slots[i])
-    return NULL
+    cdef unsigned int found = _alike(bucket, hash)
+    return item_in(bucket.slots[lowest_bit(found)]) if found else NULL
 
 
 cdef inline uint64_t *table_slot(const Table *table, Item *item) noexcept nogil:
