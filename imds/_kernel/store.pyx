@@ -481,7 +481,8 @@ cdef void fetch_member(Request *request) noexcept nogil:
         if zset.table != NULL:
             node = table_guess(zset.table, request.member_hash)
             if node != NULL:
-                fetch(node)
+                fetch(&node.second)  # a node begins here, and may go on in another line
+                fetch(key_of(node))
                 fetch(link_of(zset.first, zset.height))
 
 
