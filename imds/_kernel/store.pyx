@@ -173,10 +173,15 @@ ctypedef struct Request:
     uint64_t member_hash     # of a member whose chain has been fetched, or 0
 
 # What lies ahead of the request that is run, or the record that is replayed: each is parsed once, AHEAD requests early,
-# and the memory that it will need is fetched meanwhile, in steps: its chain in the table, its entry, the entry's
-# neighbours in the ring and the chain of a member in its sorted set, the member's node.
+# and the memory that it will need is fetched meanwhile, in steps, each so many requests early that what the last one
+# asked for has arrived: its chain in the table; its entry; the entry's neighbours in the ring, and the sorted set that
+# it has; a member's chain in that set; the member's node.
 cdef enum:
     AHEAD = 16
+    ENTRY_AHEAD = 12
+    AROUND_AHEAD = 8
+    CHAIN_AHEAD = 5
+    NODE_AHEAD = 2
 
 ctypedef struct Reader:
     const uint8_t *data
@@ -449,37 +454,61 @@ cdef const uint8_t *take_request(
 
 
 cdef void fetch_entry(Request *request, const Table *table) noexcept nogil:
-    """Have the entry of a request fetched, whose chain has arrived."""
+    """Have the entry of a request fetched, whose chain has arrived, or the chain's next bucket."""
+    cdef const Bucket *bucket
     if request.frame != NULL and request.count > 1:
-        request.entry = table_guess(table, request.hash)
+        bucket = chain_of(table, request.hash)
+        request.entry = table_guess(bucket, request.hash)
         if request.entry != NULL:
-            fetch(request.entry)
-            fetch(<uint8_t *>request.entry + 64)
+            fetch_lines(request.entry)
+        elif bucket.more != NULL:
+            fetch(bucket.more)
 
 
-cdef void fetch_neighbours(Request *request) noexcept nogil:
-    """Have the ring's memory fetched around an entry that has arrived, and the chain of a sorted set's member."""
-    cdef const Token *member = member_of(request)
+cdef inline void fetch_lines(Item *entry) noexcept nogil:
+    fetch(entry)
+    fetch(<uint8_t *>entry + 64)
+
+
+cdef void fetch_around(Request *request, const Table *table) noexcept nogil:
+    """Have fetched what belongs to an entry that has arrived, or the entry itself, if it is in a second bucket."""
+    cdef const Bucket *bucket
+    cdef Item *entry = request.entry
+    if entry != NULL:
+        fetch(entry.next)
+        fetch(entry.second.older)
+        if is_set(entry):
+            fetch(zset_of(entry))
+        else:
+            fetch(value_of(entry) + size_of(entry))  # where a string of usual size ends
+    elif request.frame != NULL and request.count > 1:
+        bucket = chain_of(table, request.hash).more
+        if bucket != NULL:
+            request.entry = table_guess(bucket, request.hash)
+            if request.entry != NULL:
+                fetch_lines(request.entry)
+
+
+cdef void fetch_chain(Request *request) noexcept nogil:
+    """Have the chain of a member fetched, in a sorted set that has arrived."""
+    cdef const Token *member
     cdef const Zset *zset
-    if request.entry != NULL:
-        fetch(request.entry.next)
-        fetch(request.entry.second.older)
-        fetch(value_of(request.entry) + size_of(request.entry))  # where a string of usual size ends
-        if member != NULL and is_set(request.entry):
-            zset = zset_of(request.entry)
-            if zset.table != NULL:
-                request.member_hash = table_hash(zset.table, member.at, member.size)
-                fetch(chain_of(zset.table, request.member_hash))
+    if request.entry != NULL and is_set(request.entry):
+        member = member_of(request)
+        zset = zset_of(request.entry)
+        if member != NULL and zset.table != NULL:
+            request.member_hash = table_hash(zset.table, member.at, member.size)
+            fetch(chain_of(zset.table, request.member_hash))
 
 
-cdef void fetch_member(Request *request) noexcept nogil:
+cdef void fetch_node(Request *request) noexcept nogil:
     """Have the node fetched of a member whose chain has arrived."""
     cdef Item *node
     cdef const Zset *zset
     if request.member_hash and is_set(request.entry):
         zset = zset_of(request.entry)
         if zset.table != NULL:
-            node = table_guess(zset.table, request.member_hash)
+            node = table_guess(chain_of(zset.table, request.member_hash), request.member_hash)
             if node != NULL:
                 fetch(&node.second)  # a node begins here, and may go on in another line
                 fetch(key_of(node))
@@ -502,18 +531,22 @@ cdef void look_ahead(Reader *reader, size_t run, const Table *table) noexcept no
     """Before request ``run`` is run: have fetched, for those that were read after it, what each needs next."""
     cdef size_t i
     if run == 0:  # nobody has looked ahead for the first ones
-        for i in range(min(<size_t>AHEAD // 2, reader.read)):
+        for i in range(min(<size_t>ENTRY_AHEAD, reader.read)):
             fetch_entry(&reader.requests[i], table)
-        for i in range(min(<size_t>AHEAD // 4, reader.read)):
-            fetch_neighbours(&reader.requests[i])
-        for i in range(min(<size_t>AHEAD // 8, reader.read)):
-            fetch_member(&reader.requests[i])
-    if run + AHEAD // 2 < reader.read:
-        fetch_entry(&reader.requests[(run + AHEAD // 2) % AHEAD], table)
-    if run + AHEAD // 4 < reader.read:
-        fetch_neighbours(&reader.requests[(run + AHEAD // 4) % AHEAD])
-    if run + AHEAD // 8 < reader.read:
-        fetch_member(&reader.requests[(run + AHEAD // 8) % AHEAD])
+        for i in range(min(<size_t>AROUND_AHEAD, reader.read)):
+            fetch_around(&reader.requests[i], table)
+        for i in range(min(<size_t>CHAIN_AHEAD, reader.read)):
+            fetch_chain(&reader.requests[i])
+        for i in range(min(<size_t>NODE_AHEAD, reader.read)):
+            fetch_node(&reader.requests[i])
+    if run + ENTRY_AHEAD < reader.read:
+        fetch_entry(&reader.requests[(run + ENTRY_AHEAD) % AHEAD], table)
+    if run + AROUND_AHEAD < reader.read:
+        fetch_around(&reader.requests[(run + AROUND_AHEAD) % AHEAD], table)
+    if run + CHAIN_AHEAD < reader.read:
+        fetch_chain(&reader.requests[(run + CHAIN_AHEAD) % AHEAD])
+    if run + NODE_AHEAD < reader.read:
+        fetch_node(&reader.requests[(run + NODE_AHEAD) % AHEAD])
 
 
 cdef void read_record(Reader *reader, const Table *table) noexcept nogil:

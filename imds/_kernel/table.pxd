@@ -69,7 +69,8 @@ ctypedef struct Table:
 cdef extern from *:
     """
     #if defined(__GNUC__)
-    #define fetch(address) __builtin_prefetch(address)
+    /* With an effect that gcc can see: it leaves out the calls of a function which does nothing but prefetch. */
+    #define fetch(address) do { __builtin_prefetch(address); __asm__ volatile(""); } while (0)
     #define lowest_bit(bits) __builtin_ctz(bits)
     #else
     #define fetch(address) ((void)(address))
@@ -187,12 +188,11 @@ cdef inline uint64_t *table_find(const Table *table, uint64_t hash, const uint8_
     return NULL
 
 
-cdef inline Item *table_guess(const Table *table, uint64_t hash) noexcept nogil:
-    """Return the item of this hash if its chain's first bucket has it, most likely; NULL is no answer.
+cdef inline Item *table_guess(const Bucket *bucket, uint64_t hash) noexcept nogil:
+    """Return the item in a bucket that has this hash, most likely; NULL: it is not in this bucket.
 
-    Neither another bucket nor an item is read.
+    No item is read, and no other bucket.
     """
-    cdef Bucket *bucket = chain_of(table, hash)
     cdef unsigned int found = _alike(bucket, hash)
     return item_in(bucket.slots[lowest_bit(found)]) if found else NULL
 
