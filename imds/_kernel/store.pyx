@@ -180,8 +180,8 @@ cdef enum:
     AHEAD = 16
     ENTRY_AHEAD = 12
     AROUND_AHEAD = 8
-    CHAIN_AHEAD = 5
-    NODE_AHEAD = 2
+    CHAIN_AHEAD = 6
+    NODE_AHEAD = 3
 
 ctypedef struct Reader:
     const uint8_t *data
