@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from imds.envelope import envelopes, seal
-from imds.protocol import Buffer
+from imds.protocol import Buffer, encode_request
 from imds.shard import links as twin
+from imds.shard import record, store
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -230,6 +231,20 @@ def test_by_a_grant_effects_are_appended_and_committed_before_the_reply(loop: Lo
     loop.links.appended = 0  # as the worker does, who counts
     loop.turn()
     assert loop.links.appended == 0
+
+
+def test_what_a_store_logs_is_appended_whole(loop: Loop, file: int, variant: Any) -> None:
+    log = variant.pick(record.RecordEncoder, "record")(5)
+    loop.store = variant.pick(store.UnifiedStore, "store")(log)
+    _link, far = loop.link()
+    loop.links.grant = (file, *GRANT)
+    for ticket in range(2):
+        frames = [encode_request([b"set", b"key", b"%d" % number]) for number in range(3)]
+        far.send(seal(ticket, 3, b"".join(frames)))
+        loop.turn()
+    records = os.pread(file, 9999, 0)
+    assert record.verify_records(records, 5, 1) == (6, len(records), None)
+    assert loop.links.appended == len(records) // 2  # by the last turn
 
 
 def test_what_was_appended_is_synced_before_the_reply_if_it_has_to_be(loop: Loop, file: int) -> None:

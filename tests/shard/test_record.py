@@ -180,3 +180,50 @@ def test_commit_keeps_the_numbers_and_rollback_takes_them_back(encoder):
     assert (log.sequence, log.pending()) == (7, b"")
     log.rollback()
     assert log.sequence == 7
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("add"), st.sampled_from([0, 1, 19, 20, 100, 3000, 9000]), st.integers(0, 255)),
+    st.tuples(st.sampled_from(["place", "cut", "join", "pending", "commit", "rollback"])),
+)
+
+
+@given(steps=st.lists(STEPS, max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_whatever_is_done_to_records_they_are_what_the_twin_makes(encoder, steps):
+    """When a checksum is computed is the encoder's own affair."""
+    logs = [encoder(SEED, 7), record.RecordEncoder(SEED, 7)]
+    places = None
+    for kind, *how in [*steps, ("pending",)]:
+        if kind == "add":
+            size, byte = how
+            for log in logs:
+                log.add(bytes([byte]) * size)
+        elif kind == "place":
+            places = [log.place() for log in logs]
+        elif kind in {"cut", "join"}:
+            if places is not None:
+                assert len({getattr(log, kind)(place) for log, place in zip(logs, places, strict=True)}) == 1
+        elif kind == "pending":
+            assert logs[0].pending() == logs[1].pending()
+        else:
+            for log in logs:
+                getattr(log, kind)()
+            places = None
+        if kind == "cut":
+            places = None
+        assert logs[0].sequence == logs[1].sequence
+
+
+def test_what_was_taken_back_is_not_in_what_comes_after(encoder):
+    log = encoder(SEED, 1)
+    log.add(b"old" * 5000)
+    log.add(b"old")
+    log.pending()
+    log.rollback()
+    log.add(b"new" * 5000)
+    log.add(b"new")
+    assert log.pending() == written(encoder, [b"new" * 5000, b"new"])
+    log.commit()
+    log.add(b"newer" * 3000)
+    assert log.pending() == written(encoder, [b"newer" * 3000], 3)
