@@ -453,21 +453,22 @@ cdef const uint8_t *take_request(
     return at
 
 
+cdef inline void fetch_entry_in(Request *request, const Bucket *bucket) noexcept nogil:
+    """Have the entry of a request fetched, if it is in this bucket, which has arrived."""
+    request.entry = table_guess(bucket, request.hash)
+    if request.entry != NULL:
+        fetch(request.entry)
+        fetch(<uint8_t *>request.entry + 64)
+
+
 cdef void fetch_entry(Request *request, const Table *table) noexcept nogil:
     """Have the entry of a request fetched, whose chain has arrived, or the chain's next bucket."""
     cdef const Bucket *bucket
     if request.frame != NULL and request.count > 1:
         bucket = chain_of(table, request.hash)
-        request.entry = table_guess(bucket, request.hash)
-        if request.entry != NULL:
-            fetch_lines(request.entry)
-        elif bucket.more != NULL:
+        fetch_entry_in(request, bucket)
+        if request.entry == NULL and bucket.more != NULL:
             fetch(bucket.more)
-
-
-cdef inline void fetch_lines(Item *entry) noexcept nogil:
-    fetch(entry)
-    fetch(<uint8_t *>entry + 64)
 
 
 cdef void fetch_around(Request *request, const Table *table) noexcept nogil:
@@ -484,9 +485,7 @@ cdef void fetch_around(Request *request, const Table *table) noexcept nogil:
     elif request.frame != NULL and request.count > 1:
         bucket = chain_of(table, request.hash).more
         if bucket != NULL:
-            request.entry = table_guess(bucket, request.hash)
-            if request.entry != NULL:
-                fetch_lines(request.entry)
+            fetch_entry_in(request, bucket)
 
 
 cdef void fetch_chain(Request *request) noexcept nogil:

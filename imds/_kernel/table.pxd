@@ -159,7 +159,7 @@ cdef inline unsigned int _is_alike(const Bucket *bucket, uint64_t hash, int i) n
 cdef inline unsigned int _alike(const Bucket *bucket, uint64_t hash) noexcept nogil:
     """Return a bit for each slot with the 16 bits of this hash; an empty slot may have them.
 
-    Without a branch: in which slot an item is cannot be predicted.
+    Without a branch: in which slot an item is cannot be predicted. Written out: at -O2 gcc unrolls no such loop.
     """
     return (
         _is_alike(bucket, hash, 0) | _is_alike(bucket, hash, 1) | _is_alike(bucket, hash, 2)
