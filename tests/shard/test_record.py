@@ -210,8 +210,6 @@ def test_whatever_is_done_to_records_they_are_what_the_twin_makes(encoder, steps
             for log in logs:
                 getattr(log, kind)()
             places = None
-        if kind == "cut":
-            places = None
         assert logs[0].sequence == logs[1].sequence
 
 
