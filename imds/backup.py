@@ -40,6 +40,7 @@ from imds.progress import Progress
 from imds.shard.aof import Aof, AofError
 from imds.shard.examine import empty_store
 from imds.shard.manifest import Manifest, read_manifest, write_manifest
+from imds.shard.segment import SEGMENT_NAME, end_of_records
 from imds.storage import Storage, copy_file, copy_open, read_file, remove_tree, replace_file
 
 BACKUP = "backup.json"
@@ -199,12 +200,18 @@ def _copy_log(
             fds = _open_all(storage, source, manifest, opened)
             if fds is None or read_manifest(storage, source, shard=shard, generation=generation) != manifest:
                 continue
-            sizes = [storage.size(fd) for fd in reversed(fds)][::-1]
-            for name, fd, size in zip(manifest.names(), fds, sizes, strict=True):
-                copy_open(storage, fd, target / name, size, step)
+            files = list(zip(manifest.names(), fds, strict=True))
+            sizes = {name: _bytes_to_copy(storage, source / name, fd) for name, fd in reversed(files)}
+            for name, fd in files:
+                copy_open(storage, fd, target / name, sizes[name], step)
             write_manifest(storage, target, manifest)
             return
     raise DataDirError(f"{source} was rewritten {_TRIES} times while it was being copied")
+
+
+def _bytes_to_copy(storage: Storage, path: Path, fd: int) -> int:
+    """Return the length of a file, or where its records end: behind them it changes, and is cut."""
+    return end_of_records(storage, fd, path) if SEGMENT_NAME.fullmatch(path.name) else storage.size(fd)
 
 
 def _open_all(storage: Storage, source: Path, manifest: Manifest, opened: ExitStack) -> list[int] | None:

@@ -40,7 +40,7 @@ class Storage:
 
     @property
     def direct(self) -> bool:
-        """Whether write(2) does what :meth:`write` does: nobody stands in for the disk."""
+        """Whether pwrite(2) does what :meth:`write_at` does: nobody stands in for the disk."""
         return type(self) is Storage
 
     def open(self, path: Path, flags: int) -> int:
@@ -249,6 +249,17 @@ def write_all(storage: Storage, fd: int, data: Buffer) -> None:
     view = memoryview(data)
     while done < len(view):
         took = storage.write(fd, view[done:])
+        if not took:
+            raise OSError(errno.EIO, "write took nothing")
+        done += took
+
+
+def write_all_at(storage: Storage, fd: int, data: Buffer, offset: int) -> None:
+    """The same at ``offset``."""
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        took = storage.write_at(fd, view[done:], offset + done)
         if not took:
             raise OSError(errno.EIO, "write took nothing")
         done += took

@@ -76,8 +76,8 @@ class FailingStorage(TracedStorage):
 
     def before(self, number, name, args):
         if number == self.at if self.error else number >= self.at:
-            if name == "write" and number == self.at:
-                os.write(args[0], args[1][: len(args[1]) // 2])
+            if name in ("write", "write_at") and number == self.at:
+                getattr(FastStorage, name)(self, args[0], args[1][: len(args[1]) // 2], *args[2:])
             if name == "close":
                 os.close(args[0])
                 del self.paths[args[0]]

@@ -13,7 +13,8 @@ from cpython.list cimport PyList_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint64_t
-from posix.unistd cimport write
+from posix.types cimport off_t
+from posix.unistd cimport pwrite
 
 from imds._kernel cimport memory
 from imds._kernel.executor cimport Executor
@@ -48,12 +49,16 @@ from imds._kernel.stream cimport (
 from imds.envelope import LENGTH as _LENGTH
 from imds import rounds as _rounds
 from imds.shard import links as _twin
+from imds.shard.segment import ROOM as _ROOM
 
 cdef enum:
     EVENTS = 64  # taken in one turn; the others come in the next
     LENGTH = 4
+    ROOM = 1 << 17
 
-assert LENGTH == _LENGTH
+assert (LENGTH, ROOM) == (_LENGTH, _ROOM)
+
+cdef uint8_t[2 * ROOM] ZEROS
 
 cdef size_t RECEIVE = _twin.RECEIVE
 cdef double TURN = _rounds.TURN
@@ -101,6 +106,7 @@ cdef class Links:
     cdef readonly bint waiting
     cdef readonly Py_ssize_t executed
     cdef public Py_ssize_t appended
+    cdef readonly uint64_t length
     cdef public bint torn
     cdef public object unsynced
     cdef public bint hold
@@ -109,6 +115,7 @@ cdef class Links:
     cdef list _turn
     cdef object _clock
     cdef bint _last
+    cdef uint64_t _end
 
     def __cinit__(self, clock=None):
         self._clock = clock
@@ -147,6 +154,8 @@ cdef class Links:
         self.waiting = self.hold = self.torn = self._last = False
         self.executed = self.appended = 0
         self.unsynced = None
+        if self.grant is not None:
+            self._end, self.length = self.grant[4:]
         if poll < 0:  # a selector with a clock of its own, it may be: Python's is the one to replace
             clock = _rounds.Rounds(timeout)
             while self._round(selector, poll, poll_milliseconds(timeout), store, executor, others):
@@ -195,7 +204,7 @@ cdef class Links:
         cdef const uint8_t *data
         cdef size_t size
         cdef Py_ssize_t written
-        cdef uint64_t since, until
+        cdef uint64_t since, until, end, room
         cdef int fd
         if type(log) is RecordEncoder:
             (<RecordEncoder>log).seal()
@@ -209,14 +218,22 @@ cdef class Links:
             return True
         if self.grant is None or self._last:
             return False
-        fd, since, until, sync = self.grant
+        fd, since, until, sync, _, _ = self.grant
         if not since <= now < until:
             return False
-        written = write(fd, data, size)
+        end = self._end + size
+        if end > self.length and size <= ROOM:
+            room = (end + ROOM - 1) // ROOM * ROOM - self.length
+            written = pwrite(fd, ZEROS, room, <off_t>self.length)
+            if written > 0:
+                self.length += <uint64_t>written
+        written = pwrite(fd, data, size, <off_t>self._end)
         if written < <Py_ssize_t>size:  # whatever the reason is, the worker will meet it, too
             self.torn = True
             return False
         self.appended += written
+        self._end = end
+        self.length = max(self.length, end)
         if executor is not None:
             executor.commit()
         else:

@@ -3,8 +3,8 @@ manifest names them (imds/shard/manifest.py). How they are rewritten: imds/shard
 
 What always holds:
 
-* Between two calls the last segment ends at the end of a record. An append that fails takes back what it
-  wrote; when even that fails, the log is broken and takes nothing more.
+* Between two calls the last segment ends at the end of a record, but for its room. An append that fails takes
+  back what it wrote; when even that fails, the log is broken and takes nothing more.
 * Sequence numbers start at 1 and rise by one through all segments; a base stands for those before its own.
 * A failed sync is final: the kernel may have dropped the pages, so trying again would lie. The file SUSPECT
   is left in the directory, never synced: it lives as long as the page cache that nobody can trust. The next
@@ -62,10 +62,12 @@ from imds.shard.segment import (
     discard,
     encode_mark,
     later_marks,
+    make_room,
     read_header,
     segment_name,
+    without_room,
 )
-from imds.storage import Storage, write_all
+from imds.storage import Storage, write_all, write_all_at
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +147,8 @@ class Aof:
         self._manifest = Manifest(shard, generation, None, (1,))  # in force, once it has been read
         self._path = directory
         self._fd = -1  # the last segment, once it is loaded
-        self._size = 0  # bytes of the last segment
+        self._size = 0  # bytes of the last segment, without its room
+        self._length = 0  # with it
         self._closed_sizes: dict[int, int] = {}  # bytes of the segments before it
         self._synced = 0  # how much of _size is on the disk for sure
         self._marked = 0  # how much of that the next load will know
@@ -191,7 +194,7 @@ class Aof:
         done = records = 0
         for name in manifest.names():
             growing = name == segment_name(manifest.last)
-            flags = os.O_RDONLY if self.suspect or name.endswith(".base") else os.O_RDWR | os.O_APPEND
+            flags = os.O_RDONLY if self.suspect or name.endswith(".base") else os.O_RDWR
             fd, reader = open_file(storage, self.directory, manifest, name, self.sequence, flags)
             try:
                 for _ in reader.read(apply, chunk):
@@ -232,6 +235,7 @@ class Aof:
         """Append to this segment from now on."""
         self._path, self._fd, self.seed = reader.path, fd, reader.seed
         self._size = reader.pos
+        self._length = reader.pos if reader.damage else reader.size  # a torn tail has been cut
         self._marked = self._synced = reader.marked
         self._closed_sizes.pop(int(reader.path.stem), None)
 
@@ -242,15 +246,9 @@ class Aof:
         means to write these pages, and a mere sync would succeed and do nothing.
         """
         storage, offset = self._storage, reader.marked
-        if offset == reader.pos:
-            return
-        again = storage.open(reader.path, os.O_WRONLY)
-        try:
-            while offset < reader.pos:
-                data = storage.read(fd, min(WINDOW, reader.pos - offset), offset)
-                offset += storage.write_at(again, data, offset)
-        finally:
-            storage.close(again)
+        while offset < reader.pos:
+            data = storage.read(fd, min(WINDOW, reader.pos - offset), offset)
+            offset += storage.write_at(fd, data, offset)
 
     def _sync_loaded(self, fd: int, path: Path) -> None:
         try:
@@ -327,12 +325,14 @@ class Aof:
             size = storage.size(fd)
             if size == offset:
                 return
-            saved = self._save_tail(path, fd, offset, size)
-            log.warning(
-                "%s: torn tail: %d bytes at offset %d are no whole record; saved as %s and cut off",
-                *(path, size - offset, offset, saved.name),
-            )
-            self.torn_bytes += size - offset
+            end = without_room(storage, fd, offset, size)
+            if end > offset:
+                saved = self._save_tail(path, fd, offset, end)
+                log.warning(
+                    "%s: torn tail: %d bytes at offset %d are no whole record; saved as %s and cut off",
+                    *(path, end - offset, offset, saved.name),
+                )
+                self.torn_bytes += end - offset
             if not self.suspect:
                 storage.truncate(fd, offset)
                 storage.fsync(fd)
@@ -387,8 +387,7 @@ class Aof:
         self._create(number)
         self._commit(Manifest(self.shard, self.generation, base, (number,)))
         fd, reader = open_file(
-            *(storage, self.directory, self._manifest, segment_name(number), self.sequence),
-            os.O_RDWR | os.O_APPEND,
+            *(storage, self.directory, self._manifest, segment_name(number), self.sequence), os.O_RDWR
         )
         self._take(fd, reader)
         self._closed_sizes.clear()
@@ -423,8 +422,9 @@ class Aof:
             records = b"".join((encode_mark(self.seed, now, CLOCK), records))
         if mark_due:
             records = b"".join((encode_mark(self.seed, synced), records))
+        length = make_room(self._storage.write_at, self._fd, self._size, len(records), self._length)
         try:
-            write_all(self._storage, self._fd, records)
+            write_all_at(self._storage, self._fd, records, self._size)
         except OSError as error:
             self.take_back()
             raise AofWriteError(self._path, error.errno or errno.EIO) from error
@@ -433,10 +433,10 @@ class Aof:
         if mark_due:
             # A mark that speaks for all that is before it needs no mark itself.
             self._marked = self._size + HEADER.size if synced == self._size else synced
-        self.count(len(records))
+        self.count(len(records), max(length, self._size + len(records)))
 
     def grant(self) -> Grant | None:
-        """Leave to append whole records to the file by write(2) at once, or None: :meth:`append` has to.
+        """Leave to append whole records to the file by pwrite(2) at once, or None: :meth:`append` has to.
 
         It holds until another method is called, for less than GRANTED seconds, and within its times. What was
         written is then to be counted; what was written in part, taken back. Under ``always`` the grant has
@@ -452,17 +452,22 @@ class Aof:
             or (always and (self._synced < self._size or self._behind))
         ):
             return None
-        return self._fd, self.clock, self.clock + CLOCK_EVERY, self._sync_granted if always else None
+        sync = self._sync_granted if always else None
+        return Grant(self._fd, self.clock, self.clock + CLOCK_EVERY, sync, self._size, self._length)
 
     def _sync_granted(self, fd: int) -> None:
         self._storage.fdatasync(fd)
         with self._changed:
             self.fsyncs += 1
 
-    def count(self, size: int, *, synced: bool = False) -> None:
-        """Take note of ``size`` bytes of records that are in the file now, synced where the grant said so."""
+    def count(self, size: int, length: int, *, synced: bool = False) -> None:
+        """Take note of ``size`` bytes of records that are in the file now, synced where the grant said so.
+
+        ``length`` is that of the file, with its room.
+        """
         self._appended = True
         self._size += size
+        self._length = length
         if synced:
             with self._changed:
                 self._synced = self._size
@@ -476,7 +481,7 @@ class Aof:
         if self.failed is not None:
             self._raise_failed()
         try:
-            write_all(self._storage, self._fd, bytes(size))
+            write_all_at(self._storage, self._fd, bytes(size), self._size)
             took = True
         except OSError:
             took = False
@@ -487,6 +492,7 @@ class Aof:
         """Cut the file back to its last whole record that is counted. Raises AofBroken."""
         try:
             self._storage.truncate(self._fd, self._size)
+            self._length = self._size
         except OSError as error:
             self.failed = AofBroken(f"{self._path}: cannot take a failed append back: {error.strerror}")
             self._raise_failed()
@@ -623,6 +629,9 @@ class Aof:
             self.flush()
             if self._appended and self._marked < self._synced:
                 self._seal(self._fd, self.seed, self._synced)
+            elif self._appended:
+                with suppress(OSError):
+                    self._storage.truncate(self._fd, self._size)
         finally:
             with suppress(OSError):  # whatever close says, flush has had the last word
                 self._storage.close(self._fd)
@@ -633,10 +642,14 @@ class Aof:
             self._fd = -1
 
     def _seal(self, fd: int, seed: int, size: int) -> None:
-        """Say at the end of a segment that all of it is safe. An error here costs only this knowledge."""
+        """Say at the end of a segment that all of it is safe, and end it there, without room.
+
+        An error here costs only this knowledge.
+        """
         with suppress(OSError):
+            self._storage.truncate(fd, size)
             try:
-                write_all(self._storage, fd, encode_mark(seed, size))
+                write_all_at(self._storage, fd, encode_mark(seed, size), size)
             except OSError:
                 self._storage.truncate(fd, size)  # a part of a mark would be damage
                 raise
@@ -658,7 +671,7 @@ class Aof:
         segments = tuple(n for n in old.segments if n < number)
         self._commit(Manifest(self.shard, self.generation, old.base, (*segments, number)))
         path = self.directory / segment_name(number)
-        fd = storage.open(path, os.O_RDWR | os.O_APPEND)
+        fd = storage.open(path, os.O_RDWR)
         try:
             self._next = number, fd, read_header(storage, fd, path).seed
         except BaseException:
@@ -682,7 +695,7 @@ class Aof:
             self._behind.append(_Closed(self._path, self._fd, self.seed, self._size))
             self._closed_sizes[number - 1] = self._size
             self._path, self._fd, self.seed = self.directory / segment_name(number), fd, seed
-            self._size = self._synced = self._marked = SEGMENT_HEADER.size
+            self._size = self._length = self._synced = self._marked = SEGMENT_HEADER.size
             self._next = None
 
     def settle(self) -> None:

@@ -29,6 +29,7 @@ from imds.shard.segment import (
     WINDOW,
     AofDamaged,
     Header,
+    is_room,
     read_header,
     read_mark,
     segment_name,
@@ -59,10 +60,12 @@ def pieces(storage: Storage, path: Path, header: Header, sequence: int) -> Itera
     The records of a piece must not be used after the next one is asked for. Raises OSError.
     """
     with storage.mapped(path) as mapped, memoryview(mapped) as view:
-        yield from _pieces(view, mapped, header.seed, sequence)
+        yield from _pieces(view, mapped, header.seed, sequence, may_have_room=header.magic == MAGIC)
 
 
-def _pieces(view: memoryview, mapped: Mapped, seed: int, sequence: int) -> Iterator[Piece]:
+def _pieces(
+    view: memoryview, mapped: Mapped, seed: int, sequence: int, *, may_have_room: bool
+) -> Iterator[Piece]:
     at, size = SEGMENT_HEADER.size, len(view)
     while at < size:
         window = min(size, at + WINDOW)
@@ -83,6 +86,8 @@ def _pieces(view: memoryview, mapped: Mapped, seed: int, sequence: int) -> Itera
             yield Piece(kind, at, at + HEADER.size, value or 0, _NONE, "")
             at += HEADER.size
             continue
+        if may_have_room and is_room(view[at:]):
+            return
         # A whole record right here has a number that is not due: those between are in no file.
         following, number = _resume(view, mapped, at, seed, sequence)
         if following > at:

@@ -15,8 +15,8 @@ What stays true:
 * A turn ends with the first round that leaves something to the worker: effects that it may not append, other
   descriptors' events, a link to think about, a call of ``end``. At the latest it ends rounds.TURN after its
   first request, so nothing that the worker looks at once in a turn is looked at much later than it should.
-* What a turn has appended is in the file and not in the worker's books: ``appended`` says how much. The
-  worker counts it before it does anything else with the log.
+* What a turn has appended is in the file and not in the worker's books: ``appended`` says how much,
+  ``length`` how long the file is now. The worker counts it before it does anything else with the log.
 * What was executed in a turn is kept until its replies may go, so that ``again`` can execute it once more;
   after ``reply`` there is nothing to execute again.
 * A link is read only by ``turn``, at most ``RECEIVE`` bytes at a time, and only while the worker has it
@@ -33,17 +33,29 @@ import socket
 import time
 from collections.abc import Callable
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from imds.envelope import LENGTH
 from imds.protocol import U32, Buffer
 from imds.rounds import Rounds
+from imds.shard.segment import make_room
 
 RECEIVE = 1 << 18  # bytes taken from one link per round
 
-# A leave to append: descriptor, from when until when it holds, in microseconds since 1970, and what syncs the
-# file before a reply goes, if anything has to: it raises OSError.
-Grant = tuple[int, int, int, Callable[[int], object] | None]
+
+class Grant(NamedTuple):
+    """A leave to append to the file ``fd``, at ``end``; it is ``length`` long, zeros behind ``end``.
+
+    It holds at the times ``since`` <= t < ``until``, in microseconds since 1970. ``sync`` is what syncs the
+    file before a reply goes, if anything has to: it raises OSError.
+    """
+
+    fd: int
+    since: int
+    until: int
+    sync: Callable[[int], object] | None
+    end: int
+    length: int
 
 
 class Log(Protocol):
@@ -98,11 +110,11 @@ class Links:
 
     Before :meth:`turn` the worker may give a ``grant``: the turn then appends what a round has to log itself,
     and commits it. After it, ``waiting`` says whether replies wait for :meth:`reply`; ``executed`` how often
-    a link had something to execute; ``appended`` how many bytes are in the file by the grant, and ``torn``
-    whether some more may be, which are to be taken back; ``unsynced`` is the error by which the grant's sync
-    of what was appended has failed, or None. ``changed`` collects the links that the worker has to think
-    about: ended ones, and those of which the socket has not, or now has, taken everything. The worker
-    empties it.
+    a link had something to execute; ``appended`` how many bytes are in the file by the grant, ``length`` how
+    long that is, and ``torn`` whether some more may be in it, which are to be taken back; ``unsynced`` is
+    the error by which the grant's sync of what was appended has failed, or None. ``changed`` collects the
+    links that the worker has to think about: ended ones, and those of which the socket has not, or now has,
+    taken everything. The worker empties it.
     """
 
     def __init__(self, clock: Callable[[], int] | None = None) -> None:
@@ -110,6 +122,7 @@ class Links:
         self.by_fd: dict[int, Link] = {}
         self.grant: Grant | None = None
         self.appended = 0
+        self.length = 0
         self.torn = False
         self.unsynced: OSError | None = None
         self.waiting = False
@@ -119,6 +132,7 @@ class Links:
         self.changed: list[Link] = []
         self._turn: list[Link] = []  # what was executed in the last round
         self._last = False  # whether it is the turn's last one
+        self._end = 0  # where the next record goes
         self._inbox = memoryview(bytearray(RECEIVE))
 
     def add(self, sock: socket.socket, router: bytes = b"") -> Link:
@@ -150,6 +164,8 @@ class Links:
         self.waiting = self.hold = self.torn = self._last = False
         self.executed = self.appended = 0
         self.unsynced = None
+        if self.grant is not None:
+            self._end, self.length = self.grant.end, self.grant.length
         others: list[tuple[int, int]] = []
         rounds = Rounds(timeout)
         while self._round(selector, timeout, store, others):
@@ -197,21 +213,24 @@ class Links:
             return True
         if self.grant is None or self._last:
             return False
-        fd, since, until, sync = self.grant
-        if not since <= now < until:
+        grant = self.grant
+        if not grant.since <= now < grant.until:
             return False
+        self.length = make_room(os.pwrite, grant.fd, self._end, len(records), self.length)
         try:
-            size = os.write(fd, records)
+            size = os.pwrite(grant.fd, records, self._end)
         except OSError:  # which does not say that nothing was written
             size = 0
         if size < len(records):  # whatever the reason is, the worker will meet it, too
             self.torn = True
             return False
         self.appended += size
+        self._end += size
+        self.length = max(self.length, self._end)
         store.commit()
-        if sync is not None:
+        if grant.sync is not None:
             try:
-                sync(fd)
+                grant.sync(grant.fd)
             except OSError as error:
                 self.unsynced = error
                 return False

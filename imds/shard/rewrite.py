@@ -67,7 +67,7 @@ from imds.shard.segment import (
     new_header,
     read_header,
 )
-from imds.storage import Storage, write_all
+from imds.storage import Storage, write_all, write_all_at
 
 PIECE = 1 << 16  # bytes of data that are saved at a time: about a tenth of a millisecond
 MOST_HELD = 64 << 20  # bytes of what is logged meanwhile that may wait for the disk to take the base
@@ -93,7 +93,7 @@ def open_file(
         else:
             due = (MAGIC, manifest.generation, manifest.shard, int(path.stem), sequence)
         header.check(path, *due)
-        reader = Reader(storage, fd, path, header.seed, 1 if base else sequence)
+        reader = Reader(storage, fd, path, header.seed, 1 if base else sequence, base=base is not None)
         if base and reader.size != base.bytes:
             raise AofDamaged(path, None, f"has {reader.size} bytes, the manifest says {base.bytes}")
     except BaseException:
@@ -170,10 +170,8 @@ class BaseFile:
         ``clock``: the last time that these have, 0 if they have none.
         """
         storage, header = self._storage, self._header._replace(sequence=sequence)
-        start = memoryview(header.encode() + encode_mark(header.seed, clock, CLOCK))
-        at = 0
-        while at < len(start):
-            at += storage.write_at(self._fd, start[at:], at)
+        start = header.encode() + encode_mark(header.seed, clock, CLOCK)
+        write_all_at(storage, self._fd, start, 0)
         storage.fsync(self._fd)
         self.close()
         storage.fsync_dir(self._path.parent)

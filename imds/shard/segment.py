@@ -6,8 +6,8 @@
              | magic  | format | shard | generation | seed | sequence | number | reserved | checksum |
              +--------+--------+-------+------------+------+----------+--------+----------+----------+
               8 bytes    u32      u32       u64        u64      u64       u64       u64        u64
-             followed by records (imds/shard/record.py) back to back, to the end of the file,
-             and between them now and then
+             followed by records (imds/shard/record.py) back to back, to the end of the file or, in a
+             segment, to the room: at most 2 x ROOM zeros; and between them now and then
 
     mark     +----------+------------+----------+
              | checksum | 0xFFFFFFFF | position |    all of the segment before ``position`` is on the disk,
@@ -31,6 +31,9 @@ What always holds:
 
 * A file's header, and its name, are on the disk before anything says that the file is part of the log.
 * A mark tells the truth: it is written after the sync that it speaks of has returned.
+* Room is written before the records that will take its place. It makes appending cheaper by half: a file
+  system finds, counts and joins the pages of one large write at once, those of many small ones each for
+  itself; and a sync need not write down a new length. No record looks like room: its number is not 0.
 * Between a clock and a record after it lie no other clock and less than CLOCK_EVERY. A base has one clock, at
   its start, which is the last one of what it was made of: no effect in it is CLOCK_EVERY later than that.
 """
@@ -69,6 +72,33 @@ _MARKED = Struct(">IQ")  # the part of a mark that its checksum covers
 # How a mark goes on after its checksum, as its position is far below 2^40.
 _MARK_START = re.compile(rb"\xff{4}\0{3}")
 WINDOW = 1 << 20  # bytes that are read, or searched for marks, in one go
+ROOM = 1 << 17  # about as much as file systems take at a time
+
+
+def make_room(write_at: Callable[[int, Buffer, int], int], fd: int, end: int, size: int, length: int) -> int:
+    """Have a segment of this length, zeros behind ``end``, grow for ``size`` bytes; return its new length.
+
+    That is the same where they fit, are too many to gain from it, or the disk does not take the zeros: the
+    records themselves will then meet the error, if it is one for them.
+    """
+    if size <= length - end or size > ROOM:
+        return length
+    zeros = bytes(-(end + size) % ROOM + end + size - length)
+    try:
+        return length + write_at(fd, zeros, length)
+    except OSError:
+        return length
+
+
+def is_room(end: Buffer) -> bool:
+    """Return whether this, the end of a segment, is nothing but its room."""
+    return len(end) <= 2 * ROOM and not bytes(end).strip(b"\0")
+
+
+def without_room(storage: Storage, fd: int, start: int, size: int) -> int:
+    """Return where a segment's room begins, ``start`` at the lowest; its length if it has none."""
+    at = max(start, size - 2 * ROOM)
+    return at + len(storage.read(fd, size - at, at).rstrip(b"\0"))
 
 
 class AofError(Exception):
@@ -211,11 +241,14 @@ class Reader:
     ``pos`` is the end of what has been read and ``sequence`` the number of the record that should come
     there, ``records`` how many there were; ``marked`` is the position up to which marks have spoken,
     ``clock`` the time of the last clock, 0 before the first.
-    After the end ``damage`` is None, or what is wrong at ``pos``.
+    After the end ``damage`` is None, or what is wrong at ``pos``; behind ``pos`` there may be room.
     """
 
-    def __init__(self, storage: Storage, fd: int, path: Path, seed: int, sequence: int) -> None:
+    def __init__(
+        self, storage: Storage, fd: int, path: Path, seed: int, sequence: int, *, base: bool = False
+    ) -> None:
         self.path = path
+        self.base = base
         self.seed = seed
         self.sequence = sequence
         self.records = 0
@@ -234,6 +267,7 @@ class Reader:
         """
         rest = memoryview(b"")
         need = 0
+        self.damage = None
         while True:
             data = self._storage.read(self._fd, max(chunk, need - len(rest)), self.pos + len(rest))
             rest = memoryview(b"".join((rest, data)) if rest else data)
@@ -268,5 +302,35 @@ class Reader:
                 break
             # The next record may be larger than a chunk: read all of it then, not chunk by chunk.
             need = HEADER.size + HEADER.unpack_from(rest)[1] if len(rest) >= HEADER.size else 0
-        if self.pos < self.size:
+        if self.pos < self.size and not self._is_room():
             self.damage = damage or "record is cut short"
+
+    def _is_room(self) -> bool:
+        """Whether nothing but a segment's room is left."""
+        return not self.base and without_room(self._storage, self._fd, self.pos, self.size) == self.pos
+
+
+def end_of_records(storage: Storage, fd: int, path: Path) -> int:
+    """Return where the records end of a segment that somebody appends to meanwhile.
+
+    All that were in it before are before that. Its length where it is not records up to its room, and stays
+    like that.
+    """
+    first = SEGMENT_HEADER.size
+    seed = read_header(storage, fd, path).seed
+    while (head := storage.read(fd, HEADER.size, first)) and (
+        read_mark(head, seed) is not None or read_mark(head, seed, CLOCK) is not None
+    ):
+        first += HEADER.size
+    number = HEADER.unpack(head)[2] if len(head) == HEADER.size else 1
+    reader = Reader(storage, fd, path, seed, number)
+    for _ in reader.read(_ignore):
+        pass
+    end = reader.pos
+    for _ in reader.read(_ignore):  # what was half-written, or was not there when what is behind it was read
+        pass
+    return end if reader.pos > end or reader.damage is None else reader.size
+
+
+def _ignore(records: memoryview) -> None:
+    pass

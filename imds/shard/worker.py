@@ -251,7 +251,8 @@ class Worker:
         if links.unsynced is not None:
             self._aof.fail_sync(links.unsynced)
         if links.appended:
-            self._aof.count(links.appended, synced=links.grant is not None and links.grant[3] is not None)
+            synced = links.grant is not None and links.grant.sync is not None
+            self._aof.count(links.appended, links.length, synced=synced)
             links.appended = 0
             if not self._rewrite_asked:
                 self._ask_if_grown()

@@ -273,7 +273,7 @@ def failed_append_stays_in_memory(patch: pytest.MonkeyPatch) -> None:
 
 
 def short_write_is_taken_for_all(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(aof_module, "write_all", lambda storage, fd, data: storage.write(fd, data))
+    patch.setattr(aof_module, "write_all_at", lambda storage, fd, *where: storage.write_at(fd, *where))
 
 
 def failed_sync_is_tried_again(patch: pytest.MonkeyPatch) -> None:

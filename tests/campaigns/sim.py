@@ -9,8 +9,8 @@ Nothing of the worker is repeated here. Whatever of its surroundings would make 
 is replaced in every module of the package: threads and locks, clock, selectors, random seeds, signals, and
 the class Storage. What a new module imports under any of these names is replaced in the same way.
 
-The kernel of a shard's links may append to the log itself, by write(2). In one half of the simulations the
-links are the Python twin's, and its write(2) is the simulated disk's. In the other they are those that the
+The kernel of a shard's links may append to the log itself, by pwrite(2). In one half of the simulations the
+links are the Python twin's, and its pwrite(2) is the simulated disk's. In the other they are those that the
 server would use, and the worker does every append.
 """
 
@@ -198,7 +198,7 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
         worker.UnifiedStore = _with_clock(plain, sim.turns)  # type: ignore[misc, assignment]
         kind = links.Links if disk.direct else plain_links
         worker.Links = lambda: kind(sim.microseconds)  # type: ignore[misc, assignment]
-        links.os = _Module(os, write=_write_for(sim))  # type: ignore[attr-defined, assignment]
+        links.os = _Module(os, pwrite=_pwrite_for(sim))  # type: ignore[attr-defined, assignment]
         yield sim
     finally:
         try:
@@ -226,16 +226,14 @@ def _with_clock(store_class: Callable[..., Any], turns: dict[bytes, int]) -> Cal
     return make
 
 
-def _write_for(sim: Simulation) -> Callable[[int, Buffer], int]:
-    """Return write(2) for the links: to sockets, and to the log."""
+def _pwrite_for(sim: Simulation) -> Callable[[int, Buffer, int], int]:
+    """Return pwrite(2) for the links, by which they append to the log."""
 
-    def write(fd: int, data: Buffer) -> int:
-        if not sim.disk.holds(fd):
-            return os.write(fd, data)
-        sim.granted += 1
-        return sim.disk.write(fd, data)
+    def pwrite(fd: int, data: Buffer, offset: int) -> int:
+        sim.granted += any(data)  # room is no append
+        return sim.disk.write_at(fd, data, offset)
 
-    return write
+    return pwrite
 
 
 def _then(

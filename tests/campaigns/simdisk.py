@@ -169,7 +169,7 @@ READS = ("close", "lock", "size", "mode", "listdir", "read", "mapped")
 class SimDisk(Storage):
     """A whole file system; ``/`` is there and empty."""
 
-    direct = False  # unless a simulation takes write(2) over
+    direct = False  # unless a simulation takes pwrite(2) over
 
     def __init__(self) -> None:
         self.root = Directory()

@@ -77,28 +77,35 @@ SCENARIOS: tuple[Running | Starting, ...] = (
     Running(
         "killed in a sync under everysec", "everysec", ("fdatasync:signal=SIGKILL:when=1",), says="SIGKILL"
     ),
-    Running("killed in a write", "everysec", ("write:signal=SIGKILL:when=9",), log=True, says="SIGKILL"),
-    Running("killed in a write under no", "no", ("write:signal=SIGKILL:when=3",), log=True, says="SIGKILL"),
+    Running("killed in a write", "everysec", ("pwrite64:signal=SIGKILL:when=9",), log=True, says="SIGKILL"),
     Running(
-        "no space", "everysec", ("write:error=ENOSPC:when=3..9",), log=True, refuses=True, says="read-only"
+        "killed in a write under no", "no", ("pwrite64:signal=SIGKILL:when=3",), log=True, says="SIGKILL"
     ),
-    # Once: the worker appends what the kernel of its links could not. Twice: it cannot do so, either.
-    Running("no space once", "always", ("write:error=ENOSPC:when=4",), log=True),
     Running(
-        "no space twice",
+        "no space", "everysec", ("pwrite64:error=ENOSPC:when=3..9",), log=True, refuses=True, says="read-only"
+    ),
+    # Once: the worker appends what the kernel of its links could not. More often: it cannot do so, either (it
+    # first makes room, and that this fails is no error).
+    Running("no space once", "always", ("pwrite64:error=ENOSPC:when=4",), log=True),
+    Running(
+        "no space for both",
         "always",
-        ("write:error=ENOSPC:when=4..5",),
+        ("pwrite64:error=ENOSPC:when=4..7",),
         log=True,
         refuses=True,
         says="read-only",
     ),
-    Running("a write fails", "no", ("write:error=EIO:when=2..3",), log=True, refuses=True, says="read-only"),
-    Running("a write is interrupted", "always", ("write:error=EINTR:when=2..4",), log=True),
-    Running("quota", "always", ("write:error=EDQUOT:when=2..3",), log=True, refuses=True, says="read-only"),
+    Running(
+        "a write fails", "no", ("pwrite64:error=EIO:when=2..5",), log=True, refuses=True, says="read-only"
+    ),
+    Running("a write is interrupted", "always", ("pwrite64:error=EINTR:when=2..4",), log=True),
+    Running(
+        "quota", "always", ("pwrite64:error=EDQUOT:when=2..5",), log=True, refuses=True, says="read-only"
+    ),
     Running(
         "a write cannot be taken back",
         "everysec",
-        ("write:error=ENOSPC:when=2..3", "ftruncate:error=EIO:when=1"),
+        ("pwrite64:error=ENOSPC:when=2..3", "ftruncate:error=EIO:when=1"),
         log=True,
         says="cannot take a failed append back",
     ),

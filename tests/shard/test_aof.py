@@ -35,7 +35,7 @@ from imds.shard.aof import (
 )
 from imds.shard.manifest import MANIFEST, Manifest, write_manifest
 from imds.shard.record import HEADER, RecordEncoder, each_effect
-from imds.shard.segment import MARK, encode_mark, read_mark
+from imds.shard.segment import CLOCK, MARK, ROOM, encode_mark, read_mark
 from imds.storage import Storage
 
 START = SEGMENT_HEADER.size
@@ -118,6 +118,11 @@ def read(directory, chunk=1 << 20):
     aof, effects = loaded(directory, chunk=chunk)
     aof.close()
     return effects, aof.torn_bytes
+
+
+def held(aof):
+    """Return how many bytes the files of a log hold, without its room."""
+    return sum(ends(path)[-1] for path in aof.segments())
 
 
 def picture(directory):
@@ -231,9 +236,9 @@ def ends(path):
     """Return where each record and each mark of a segment ends, the header first."""
     data = path.read_bytes()
     found = [START]
-    while found[-1] < len(data):
+    while any(data[found[-1] : found[-1] + HEADER.size]):
         length = HEADER.unpack_from(data, found[-1])[1]
-        found.append(found[-1] + HEADER.size + (0 if length == MARK else length))
+        found.append(found[-1] + HEADER.size + (0 if length in (MARK, CLOCK) else length))
     return found
 
 
@@ -261,10 +266,11 @@ def test_cut_at_every_byte(tmp_path, caplog):
         whole = [mark for mark in marks if mark <= size]
         assert effects == EFFECTS[: max(0, len(whole) - 1)]
         good = whole[-1]
-        assert torn == size - good
+        tail = data[good:size].rstrip(b"\0")
+        assert torn == len(tail)
         saved = directory / f"{path.name}.torn-{good}"
         if torn:
-            assert saved.read_bytes() == data[good:size]
+            assert saved.read_bytes() == tail
             assert str(directory / path.name) in caplog.text
             assert f"{torn} bytes at offset {good}" in caplog.text
         else:
@@ -319,15 +325,38 @@ def test_every_byte_flipped_that_no_mark_speaks_for(tmp_path):
         saved.unlink()
 
 
-@pytest.mark.parametrize("tail", [b"\0", b"\0" * 19, b"\0" * 5000, b"\xff" * 300, b"garbage" * 100])
-def test_tail_of_garbage_is_torn(tmp_path, tail):
+@pytest.mark.parametrize(
+    "tail", [b"\xff", b"\xff" * 300, b"garbage" * 100, bytes(5000) + b"1", bytes(19) + b"1"]
+)
+@pytest.mark.parametrize("room", [0, 1, 2 * ROOM])
+def test_tail_of_garbage_is_torn(tmp_path, tail, room):
     path = write(tmp_path, EFFECTS)
     size = path.stat().st_size
     with path.open("ab") as file:
-        file.write(tail)
+        file.write(tail + bytes(room))
     assert read(tmp_path) == (EFFECTS, len(tail))
     assert path.stat().st_size == size
     assert (tmp_path / f"{path.name}.torn-{size}").read_bytes() == tail
+
+
+@pytest.mark.parametrize("room", [1, 19, 20, 5000, 2 * ROOM])
+def test_zeros_that_may_be_room_are_no_tail(tmp_path, room, caplog):
+    path = write(tmp_path, EFFECTS[:2])
+    size = path.stat().st_size
+    os.truncate(path, size + room)
+    assert read(tmp_path) == (EFFECTS[:2], 0)
+    assert not caplog.records
+    write(tmp_path, EFFECTS[2:])
+    assert read(tmp_path) == (EFFECTS, 0)
+    assert path.stat().st_size == ends(path)[-1]  # the room is gone with the end of the session
+
+
+def test_more_zeros_than_room_are_torn(tmp_path):
+    path = write(tmp_path, EFFECTS)
+    size = path.stat().st_size
+    os.truncate(path, size + 2 * ROOM + 7)
+    assert read(tmp_path) == (EFFECTS, 7)
+    assert path.stat().st_size == size
 
 
 @settings(max_examples=60, deadline=None)
@@ -337,7 +366,7 @@ def test_any_garbage_is_torn(tmp_path_factory, garbage, count):
     path = write(directory, EFFECTS[:count])
     with path.open("ab") as file:
         file.write(garbage)
-    assert read(directory) == (EFFECTS[:count], len(garbage))
+    assert read(directory) == (EFFECTS[:count], len(garbage.rstrip(b"\0")))
 
 
 def test_torn_twice_at_the_same_place_keeps_both_tails(tmp_path):
@@ -542,7 +571,7 @@ def test_marks_speak_of_what_was_synced_before_them(tmp_path):
     assert found
     assert all(offset == position for offset, position in found)
     spoken_for = [START, *(position for _, position in found)]
-    gaps = [end - start for start, end in zip(spoken_for, [*spoken_for[1:], aof.disk_bytes()], strict=True)]
+    gaps = [end - start for start, end in zip(spoken_for, [*spoken_for[1:], held(aof)], strict=True)]
     assert all(MARK_EVERY <= gap < MARK_EVERY + 600 for gap in gaps[:-1])
     assert gaps[-1] < MARK_EVERY + 600
     aof.close()
@@ -557,7 +586,7 @@ def test_no_mark_without_a_sync(tmp_path):
         aof.sync()
     assert marks(path) == []
     aof.flush()
-    size = aof.disk_bytes()
+    size = held(aof)
     append(aof, [b"one"])
     append(aof, [b"two"])
     assert marks(path) == [(size, size)]
@@ -568,18 +597,18 @@ def test_failed_append_takes_its_mark_back(tmp_path):
     class Full(Fast):
         full = False
 
-        def write(self, fd, data):
+        def write_at(self, fd, data, offset):
             if self.full:
-                super().write(fd, data[:30])
+                super().write_at(fd, data[:30], offset)
                 raise OSError(errno.ENOSPC, "full")
-            return super().write(fd, data)
+            return super().write_at(fd, data, offset)
 
     storage = Full()
     aof, _ = loaded(tmp_path, "always", storage)
     path = aof.segments()[-1]
     append(aof, [b"x" * MARK_EVERY])
     aof.sync()
-    size = aof.disk_bytes()
+    size = held(aof)
     storage.full = True
     with pytest.raises(AofWriteError):
         append(aof, [b"no"])
@@ -642,10 +671,10 @@ def test_a_tail_may_be_torn_over_two_segments(tmp_path):
     for damaged in (data[:-1], data[: stops[2]], data[:-1] + b"!", data[: stops[2]] + bytes(100)):
         first.write_bytes(damaged)
         second.write_bytes(rest)
-        cut = len(damaged) - stops[2]
+        cut = damaged[stops[2] :].rstrip(b"\0")
         if cut:
-            assert read(tmp_path) == (EFFECTS[:2], cut + len(rest) - START)
-            assert (tmp_path / f"{first.name}.torn-{stops[2]}").read_bytes() == damaged[stops[2] :]
+            assert read(tmp_path) == (EFFECTS[:2], len(cut) + len(rest) - START)
+            assert (tmp_path / f"{first.name}.torn-{stops[2]}").read_bytes() == cut
             (tmp_path / f"{first.name}.torn-{stops[2]}").unlink()
         else:  # the hole is where the one segment should go over into the other
             assert read(tmp_path) == (EFFECTS[:2], len(rest) - START)
@@ -672,8 +701,9 @@ def test_a_torn_mark_between_two_segments_costs_nothing(tmp_path):
     whole, rest = first.read_bytes(), second.read_bytes()
     for damaged in (whole[:-1], whole[:-1] + b"!", whole[: -HEADER.size] + bytes(HEADER.size)):
         first.write_bytes(damaged)
-        assert read(tmp_path) == (EFFECTS, len(damaged) - len(whole) + HEADER.size)
-        assert first.read_bytes() == whole[: -HEADER.size]
+        cut = damaged[len(whole) - HEADER.size :].rstrip(b"\0")
+        assert read(tmp_path) == (EFFECTS, len(cut))
+        assert first.read_bytes().rstrip(b"\0") == whole[: -HEADER.size].rstrip(b"\0")
         assert second.read_bytes() == rest
         assert read(tmp_path) == (EFFECTS, 0)
 
@@ -723,18 +753,19 @@ def test_other_files_are_not_looked_at(tmp_path):
 
 
 class Full(Fast):
-    """Takes ``room`` more bytes, in writes of at most ``most``, then none. The truncate may fail too."""
+    """Takes ``left`` more bytes, in writes of at most ``most``, then none. The truncate may fail too."""
 
-    def __init__(self, room=1 << 30, most=1 << 30):
-        self.room = room
+    def __init__(self, left=1 << 30, most=1 << 30):
+        self.left = left
         self.most = most
         self.truncate_fails = False
 
-    def write(self, fd, data):
-        if not self.room:
+    def write_at(self, fd, data, offset):
+        length = self.size(fd)
+        if not (fits := length + self.left - offset):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        took = super().write(fd, data[: min(self.most, self.room)])
-        self.room -= took
+        took = super().write_at(fd, data[: min(self.most, fits)], offset)
+        self.left -= self.size(fd) - length
         return took
 
     def truncate(self, fd, size):
@@ -745,7 +776,8 @@ class Full(Fast):
 
 def test_short_writes(tmp_path):
     aof, _ = loaded(tmp_path, storage=Full(most=3))
-    append(aof, EFFECTS)
+    append(aof, EFFECTS[:3])
+    append(aof, EFFECTS[3:])
     aof.close()
     assert read(tmp_path) == (EFFECTS, 0)
 
@@ -759,22 +791,26 @@ def test_write_that_takes_nothing_is_an_error(tmp_path):
     assert read(tmp_path) == ([], 0)
 
 
-def test_full_disk_at_every_byte(tmp_path):
+@pytest.mark.parametrize("room", [0, 40, ROOM])
+def test_full_disk_at_every_byte(tmp_path, monkeypatch, room):
+    monkeypatch.setattr(segment_module, "ROOM", room)
     storage = Full()
     aof, _ = loaded(tmp_path, storage=storage)
     append(aof, EFFECTS[:2])
+    aof.take_back()  # the room
     records = encoded(aof, EFFECTS[2:])
     size = aof.disk_bytes()
-    for room in range(len(records)):
-        storage.room = room
+    for left in range(len(records)):
+        storage.left = left
         with pytest.raises(AofWriteError, match="No space left") as caught:
             aof.append(records)
         assert caught.value.errno == errno.ENOSPC
         assert aof.disk_bytes() == size
         assert aof.failed is None
         assert aof.stats()["aof_bytes"] == size
-    storage.room = len(records)
+    storage.left = len(records)
     aof.append(records)
+    assert not storage.left
     aof.close()
     assert read(tmp_path) == (EFFECTS, 0)
 
@@ -783,11 +819,12 @@ def test_probe_tells_whether_there_is_room(tmp_path):
     storage = Full()
     aof, _ = loaded(tmp_path, storage=storage)
     append(aof, EFFECTS[:2])
-    storage.room = 99
+    aof.take_back()  # the room
+    storage.left = 99
     assert not aof.probe(100)
-    storage.room = 100
+    storage.left = 100
     assert aof.probe(100)
-    storage.room = 1 << 20
+    storage.left = 1 << 20
     append(aof, EFFECTS[2:])
     aof.close()
     assert read(tmp_path) == (EFFECTS, 0)
@@ -797,10 +834,12 @@ def test_append_that_cannot_be_taken_back(tmp_path):
     storage = Full()
     aof, _ = loaded(tmp_path, "always", storage)
     append(aof, EFFECTS[:3])
-    storage.room, storage.truncate_fails = 30, True
+    aof.sync()
+    aof.take_back()  # the room
+    storage.left, storage.truncate_fails = 30, True
     with pytest.raises(AofBroken):
         append(aof, EFFECTS[3:])
-    storage.room, storage.truncate_fails = 1 << 20, False
+    storage.left, storage.truncate_fails = 1 << 20, False
     for _ in range(2):
         with pytest.raises(AofBroken):
             append(aof, EFFECTS[3:])
@@ -869,18 +908,19 @@ def test_what_is_written_by_a_grant_is_like_an_append(tmp_path, monkeypatch):
     aof = granted(tmp_path)
     before = aof.stats()["aof_bytes"]
     for number, effect in enumerate(EFFECTS):
-        fd, _since, _until, _sync = aof.grant()
+        grant = aof.grant()
+        assert grant.length == aof.disk_bytes()
         records = encoded(aof, [effect])
         aof.sequence += 1
         if number % 2:
-            assert os.write(fd, records[:7]) == 7  # the disk has taken a part
+            assert os.pwrite(grant.fd, records[:7], grant.end) == 7  # the disk has taken a part
             aof.take_back()
             aof.append(records)
         else:
-            assert os.write(fd, records) == len(records)
-            aof.count(len(records))
+            assert os.pwrite(grant.fd, records, grant.end) == len(records)
+            aof.count(len(records), max(grant.length, grant.end + len(records)))
         before += len(records)
-        assert aof.stats()["aof_bytes"] == aof.disk_bytes() == before
+        assert aof.stats()["aof_bytes"] == held(aof) == before
     while aof.stats()["aof_unsynced_bytes"]:  # the thread was told of it
         assert aof.failed is None
     aof.close()
@@ -891,12 +931,12 @@ def test_what_is_written_by_a_grant_under_always_is_synced(tmp_path):
     aof = granted(tmp_path, "always")
     synced = aof.stats()["aof_fsyncs"]
     for effect in EFFECTS:
-        fd, _since, _until, sync = aof.grant()
+        grant = aof.grant()
         records = encoded(aof, [effect])
         aof.sequence += 1
-        os.write(fd, records)
-        sync(fd)
-        aof.count(len(records), synced=True)
+        os.pwrite(grant.fd, records, grant.end)
+        grant.sync(grant.fd)
+        aof.count(len(records), grant.end + len(records), synced=True)
         synced += 1
         assert (aof.stats()["aof_unsynced_bytes"], aof.stats()["aof_fsyncs"]) == (0, synced)
     append(aof, EFFECTS)
@@ -923,7 +963,8 @@ def test_a_grant_ends_with_the_clock(tmp_path, monkeypatch):
     monkeypatch.setattr(aof_module, "CLOCK_EVERY", 1000)
     aof = granted(tmp_path)
     append(aof, EFFECTS)
-    assert aof.grant() == (aof._fd, aof.clock, aof.clock + 1000, None)
+    assert aof.grant()[:4] == (aof._fd, aof.clock, aof.clock + 1000, None)
+    assert aof.grant()[4:] == (held(aof), aof.disk_bytes())
     aof.close()
 
 
@@ -1072,7 +1113,7 @@ def test_everysec_does_not_wait_for_a_sync_that_runs(tmp_path, monkeypatch):
     append(aof, EFFECTS)
     assert storage.started.acquire(timeout=30)
     append(aof, EFFECTS)  # well under MAX_LAG
-    assert aof.stats()["aof_unsynced_bytes"] == aof.disk_bytes() - START
+    assert aof.stats()["aof_unsynced_bytes"] == held(aof) - START
     storage.go.set()
     assert storage.started.acquire(timeout=30)  # the second append has not been forgotten
     aof.close()
@@ -1088,16 +1129,16 @@ def test_everysec_holds_appends_back_when_the_disk_is_late(tmp_path, monkeypatch
     storage.go.clear()
     append(aof, EFFECTS)
     assert storage.started.acquire(timeout=30)
-    size = aof.disk_bytes()
+    size = held(aof)
     appending = threading.Thread(target=append, args=(aof, EFFECTS))
     appending.start()
     appending.join(0.2)
     assert appending.is_alive()
-    assert aof.disk_bytes() == size
+    assert held(aof) == size
     storage.go.set()
     appending.join(30)
     assert not appending.is_alive()
-    assert aof.disk_bytes() > size
+    assert held(aof) > size
     aof.close()
     assert read(tmp_path) == (EFFECTS * 2, 0)
 

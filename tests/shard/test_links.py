@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import selectors
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from imds.envelope import envelopes, seal
 from imds.protocol import Buffer, encode_request
 from imds.shard import links as twin
 from imds.shard import record, store
+from imds.shard.segment import ROOM
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -199,12 +201,16 @@ def test_a_turn_ends_although_requests_keep_coming(loop: Loop) -> None:
     assert loop.links.executed > 1
 
 
-GRANT = (0, 8000, None)  # the clock stands at 7000
+def granted(
+    fd: int, since: int = 0, until: int = 8000, sync: Any = None, end: int = 0, length: int = 1 << 20
+) -> twin.Grant:
+    """Return a leave to append; the clock stands at 7000. By default the file is said to have room enough."""
+    return twin.Grant(fd, since, until, sync, end, length)
 
 
 @pytest.fixture
 def file(loop: Loop, tmp_path: Path) -> Iterator[int]:
-    fd = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    fd = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT)
     yield fd
     os.close(fd)
 
@@ -221,7 +227,7 @@ def test_by_a_grant_effects_are_appended_and_committed_before_the_reply(loop: Lo
 
     seen: list[tuple[bytes, bytes]] = []
     loop.store.execute = execute  # type: ignore[method-assign]
-    loop.links.grant = (file, *GRANT)
+    loop.links.grant = granted(file)
     far.send(seal(0, 1, b"w1"))
     loop.turn(5)
     assert seen == [(b"", b""), (b"w1", b"")]  # by the time of the second, the first is in the file
@@ -237,11 +243,12 @@ def test_what_a_store_logs_is_appended_whole(loop: Loop, file: int, variant: Any
     log = variant.pick(record.RecordEncoder, "record")(5)
     loop.store = variant.pick(store.UnifiedStore, "store")(log)
     _link, far = loop.link()
-    loop.links.grant = (file, *GRANT)
+    loop.links.grant = granted(file)
     for ticket in range(2):
         frames = [encode_request([b"set", b"key", b"%d" % number]) for number in range(3)]
         far.send(seal(ticket, 3, b"".join(frames)))
         loop.turn()
+        loop.links.grant = granted(file, end=os.stat(file).st_size)
     records = os.pread(file, 9999, 0)
     assert record.verify_records(records, 5, 1) == (6, len(records), None)
     assert loop.links.appended == len(records) // 2  # by the last turn
@@ -256,7 +263,7 @@ def test_what_was_appended_is_synced_before_the_reply_if_it_has_to_be(loop: Loop
         if len(seen) == 2:
             raise OSError(errno.EIO, "")
 
-    loop.links.grant = (file, *GRANT[:2], sync)
+    loop.links.grant = granted(file, sync=sync)
     far.send(seal(0, 1, b"read"))
     loop.turn()
     assert far.recv(99) == b"<1:read>"
@@ -265,6 +272,7 @@ def test_what_was_appended_is_synced_before_the_reply_if_it_has_to_be(loop: Loop
     loop.turn()
     assert far.recv(99) == b"<2:w1>"
     assert loop.links.unsynced is None
+    loop.links.grant = granted(file, sync=sync, end=2)
     far.send(seal(2, 1, b"w2"))
     loop.turn()
     assert (type(loop.links.unsynced), loop.links.waiting) == (OSError, True)
@@ -277,7 +285,7 @@ def test_what_was_appended_is_synced_before_the_reply_if_it_has_to_be(loop: Loop
 @pytest.mark.parametrize("grant", [None, (0, 7000), (7001, 9000)], ids=["none", "over", "not yet"])
 def test_without_a_grant_that_holds_nothing_is_appended(loop: Loop, file: int, grant: Any) -> None:
     _link, far = loop.link()
-    loop.links.grant = grant and (file, *grant, None)
+    loop.links.grant = grant and granted(file, *grant)
     far.send(seal(0, 1, b"write"))
     loop.turn()
     assert (loop.links.appended, loop.links.waiting, loop.store.records) == (0, True, b"write")
@@ -299,32 +307,89 @@ def test_what_asks_for_the_worker_gets_it(loop: Loop, file: int, by: str) -> Non
         return plain(data)
 
     loop.store.execute = execute  # type: ignore[method-assign]
-    loop.links.grant = (file, *GRANT)
+    loop.links.grant = granted(file)
     far.send(seal(0, 1, b"write"))
     loop.turn(5)
     assert (loop.links.executed, loop.links.waiting, loop.links.appended) == (1, True, 0)
     assert loop.store.records == b"write"
 
 
-def test_a_disk_that_takes_nothing_or_a_part(loop: Loop, tmp_path: Path) -> None:
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """The system lets no file become longer than that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(5,), (ROOM,), (ROOM + 1,), (ROOM - 1, 1, 1), (70_000, 7, ROOM, 50_000, 999_999, 3)]
+)
+def test_room_is_made_for_what_is_appended(loop: Loop, file: int, sizes: tuple[int, ...]) -> None:
+    """The file is what was appended, and zeros up to a multiple of ROOM where that is worth it."""
+    _link, far = loop.link()
+    length = 0
+    expected = b""
+    for number, size in enumerate(sizes, 1):
+        loop.store.records = bytes([number]) * (size - 1)
+        loop.links.grant = granted(file, end=len(expected), length=length)
+        far.send(seal(number, 1, b"w"))
+        loop.turn()
+        expected += bytes([number]) * (size - 1) + b"w"
+        if len(expected) > length:
+            length = -(-len(expected) // ROOM) * ROOM if size <= ROOM else len(expected)
+        assert (loop.links.appended, loop.links.length, loop.links.torn) == (size, length, False)
+        assert os.pread(file, 1 << 22, 0) == expected.ljust(length, b"\0")
+
+
+def test_rounds_of_a_turn_share_the_room(loop: Loop, file: int) -> None:
+    _link, far = loop.link()
+    plain, left = loop.store.execute, [b"w2", b"w3"]
+
+    def execute(data: Buffer) -> tuple[int, bytes]:
+        if left:
+            far.send(seal(0, 1, left.pop(0)))
+        return plain(data)
+
+    loop.store.execute = execute  # type: ignore[method-assign]
+    os.pwrite(file, b"old", 0)
+    loop.links.grant = granted(file, end=3, length=3)
+    far.send(seal(0, 1, b"w1"))
+    loop.turn(5)
+    assert (loop.links.appended, loop.links.length) == (6, ROOM)
+    assert os.pread(file, 2 * ROOM, 0) == b"oldw1w2w3".ljust(ROOM, b"\0")
+
+
+@pytest.mark.parametrize("limit", [5, 6, 4999])
+def test_a_disk_that_has_no_room_takes_the_records_all_the_same(loop: Loop, file: int, limit: int) -> None:
+    _link, far = loop.link()
+    loop.links.grant = granted(file, length=0)
+    far.send(seal(0, 1, b"write"))
+    with limited(limit):
+        loop.turn()
+    assert (loop.links.appended, loop.links.length, loop.links.torn) == (5, limit, False)
+    assert os.pread(file, 9999, 0) == b"write".ljust(limit, b"\0")
+
+
+def test_a_disk_that_takes_nothing_or_a_part(loop: Loop, file: int, tmp_path: Path) -> None:
     _link, far = loop.link()
     far.send(seal(0, 1, b"write"))
-    loop.links.grant = (os.open(tmp_path, os.O_RDONLY), *GRANT)
+    loop.links.grant = granted(os.open(tmp_path, os.O_RDONLY))
     loop.turn()
     assert (loop.links.appended, loop.links.torn, loop.links.waiting) == (0, True, True)  # it may have some
     os.close(loop.links.grant[0])
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    size = 1 << 20
-    loop.store.records = b"w" * size  # more than a pipe takes
+    loop.store.records = b"w" * 200
     loop.links.reply()
-    loop.links.grant = (writer, *GRANT)
+    loop.links.grant = granted(file, length=0)
     far.send(seal(1, 1, b"write"))
-    loop.turn()
+    with limited(100):
+        loop.turn()
     assert (loop.links.appended, loop.links.torn, loop.links.waiting) == (0, True, True)
-    assert len(loop.store.records) == size + 5  # nothing was committed
-    os.close(reader)
-    os.close(writer)
+    assert len(loop.store.records) == 205  # nothing was committed
+    assert os.stat(file).st_size == 100
 
 
 def test_events_of_others_are_left_to_the_worker(loop: Loop) -> None:

@@ -138,6 +138,10 @@ class Gate(Disk):
         self.step("write")
         return super().write(fd, data)
 
+    def write_at(self, fd: int, data: Any, offset: int) -> int:
+        self.step("write_at")
+        return super().write_at(fd, data, offset)
+
     def fsync(self, fd: int) -> None:
         self.step("fsync")
 
