@@ -49,7 +49,7 @@ from imds._kernel.stream cimport (
 from imds.envelope import LENGTH as _LENGTH
 from imds import rounds as _rounds
 from imds.shard import links as _twin
-from imds.shard.segment import ROOM as _ROOM
+from imds.shard.segment import FILL, ROOM as _ROOM
 
 cdef enum:
     EVENTS = 64  # taken in one turn; the others come in the next
@@ -58,7 +58,8 @@ cdef enum:
 
 assert (LENGTH, ROOM) == (_LENGTH, _ROOM)
 
-cdef uint8_t[2 * ROOM] ZEROS
+cdef uint8_t[2 * ROOM] FILLED
+memory.memset(FILLED, FILL[0], sizeof(FILLED))
 
 cdef size_t RECEIVE = _twin.RECEIVE
 cdef double TURN = _rounds.TURN
@@ -224,7 +225,7 @@ cdef class Links:
         end = self._end + size
         if end > self.length and size <= ROOM:
             room = (end + ROOM - 1) // ROOM * ROOM - self.length
-            written = pwrite(fd, ZEROS, room, <off_t>self.length)
+            written = pwrite(fd, FILLED, room, <off_t>self.length)
             if written > 0:
                 self.length += <uint64_t>written
         written = pwrite(fd, data, size, <off_t>self._end)

@@ -44,7 +44,7 @@ RECEIVE = 1 << 18  # bytes taken from one link per round
 
 
 class Grant(NamedTuple):
-    """A leave to append to the file ``fd``, at ``end``; it is ``length`` long, zeros behind ``end``.
+    """A leave to append to the file ``fd``, at ``end``; it is ``length`` long, room behind ``end``.
 
     It holds at the times ``since`` <= t < ``until``, in microseconds since 1970. ``sync`` is what syncs the
     file before a reply goes, if anything has to: it raises OSError.

@@ -7,7 +7,7 @@
              +--------+--------+-------+------------+------+----------+--------+----------+----------+
               8 bytes    u32      u32       u64        u64      u64       u64       u64        u64
              followed by records (imds/shard/record.py) back to back, to the end of the file or, in a
-             segment, to the room: at most 2 x ROOM zeros; and between them now and then
+             segment, to the room: at most 2 x ROOM bytes FILL; and between them now and then
 
     mark     +----------+------------+----------+
              | checksum | 0xFFFFFFFF | position |    all of the segment before ``position`` is on the disk,
@@ -33,7 +33,8 @@ What always holds:
 * A mark tells the truth: it is written after the sync that it speaks of has returned.
 * Room is written before the records that will take its place. It makes appending cheaper by half: a file
   system finds, counts and joins the pages of one large write at once, those of many small ones each for
-  itself; and a sync need not write down a new length. No record looks like room: its number is not 0.
+  itself; and a sync need not write down a new length. No record looks like room: its length would be over the
+  limit. Nor do zeros: what a disk has lost is not taken for what was never there.
 * Between a clock and a record after it lie no other clock and less than CLOCK_EVERY. A base has one clock, at
   its start, which is the last one of what it was made of: no effect in it is CLOCK_EVERY later than that.
 """
@@ -73,32 +74,33 @@ _MARKED = Struct(">IQ")  # the part of a mark that its checksum covers
 _MARK_START = re.compile(rb"\xff{4}\0{3}")
 WINDOW = 1 << 20  # bytes that are read, or searched for marks, in one go
 ROOM = 1 << 17  # about as much as file systems take at a time
+FILL = b"\xa5"
 
 
 def make_room(write_at: Callable[[int, Buffer, int], int], fd: int, end: int, size: int, length: int) -> int:
-    """Have a segment of this length, zeros behind ``end``, grow for ``size`` bytes; return its new length.
+    """Have a segment of this length, room behind ``end``, grow for ``size`` bytes; return its new length.
 
-    That is the same where they fit, are too many to gain from it, or the disk does not take the zeros: the
+    That is the same where they fit, are too many to gain from it, or the disk does not take more room: the
     records themselves will then meet the error, if it is one for them.
     """
     if size <= length - end or size > ROOM:
         return length
-    zeros = bytes(-(end + size) % ROOM + end + size - length)
+    room = FILL * (-(end + size) % ROOM + end + size - length)
     try:
-        return length + write_at(fd, zeros, length)
+        return length + write_at(fd, room, length)
     except OSError:
         return length
 
 
 def is_room(end: Buffer) -> bool:
     """Return whether this, the end of a segment, is nothing but its room."""
-    return len(end) <= 2 * ROOM and not bytes(end).strip(b"\0")
+    return len(end) <= 2 * ROOM and not bytes(end).strip(FILL)
 
 
 def without_room(storage: Storage, fd: int, start: int, size: int) -> int:
     """Return where a segment's room begins, ``start`` at the lowest; its length if it has none."""
     at = max(start, size - 2 * ROOM)
-    return at + len(storage.read(fd, size - at, at).rstrip(b"\0"))
+    return at + len(storage.read(fd, size - at, at).rstrip(FILL))
 
 
 class AofError(Exception):

@@ -25,6 +25,7 @@ from campaigns.simdisk import SimDisk
 from imds.config import Config
 from imds.datadir import DataDir, DataDirError
 from imds.shard.aof import POLICIES
+from imds.shard.segment import FILL
 
 LOG_SIZE = 64 << 10
 MARK_SIZE = 20
@@ -161,7 +162,8 @@ def _loss(before: dict[Path, bytes], after: dict[Path, bytes], where: Path) -> s
     if new.startswith(old):
         return "ended"
     saved = [data for path, data in after.items() if path not in before and ".torn-" in path.name]
-    if any(data and old.endswith(data) and old == new[: len(old) - len(data)] + data for data in saved):
+    # What looks like room at the end of what was cut is not saved.
+    if any(data and old.rstrip(FILL) == (new + data).rstrip(FILL) for data in saved):
         return "cut"
     return "silent"
 

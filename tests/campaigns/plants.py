@@ -149,7 +149,25 @@ def log_made_without_a_name(patch: pytest.MonkeyPatch) -> None:
 
 def torn_tail_kept(patch: pytest.MonkeyPatch) -> None:
     """A torn tail is not cut off: new records go behind it."""
+    plain = Aof._take
+
+    def take(self: Aof, fd: int, reader: Any) -> None:
+        plain(self, fd, reader)
+        if reader.damage:
+            _go_on_behind_it(self)
+
     patch.setattr(Aof, "_cut", lambda self, *arguments: None)
+    patch.setattr(Aof, "_take", take)
+
+
+def room_is_made_over_records(patch: pytest.MonkeyPatch) -> None:
+    """Nobody notes how long the file has become, and room is made where it was thought to end."""
+    plain = Aof.count
+
+    def count(self: Aof, size: int, length: int, *, synced: bool = False) -> None:
+        plain(self, size, self._length, synced=synced)
+
+    patch.setattr(Aof, "count", count)
 
 
 def base_not_synced(patch: pytest.MonkeyPatch) -> None:
@@ -260,7 +278,12 @@ class _Without(Storage):
 
 
 def failed_append_is_not_taken_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Aof, "take_back", lambda self: None)
+    """What the disk has taken of a record stays, and the next one goes behind it."""
+    patch.setattr(Aof, "take_back", _go_on_behind_it)
+
+
+def _go_on_behind_it(aof: Aof) -> None:
+    aof._size = aof._length = aof._storage.size(aof._fd)
 
 
 def failed_append_stays_in_memory(patch: pytest.MonkeyPatch) -> None:
@@ -316,8 +339,10 @@ def torn_append_of_the_links_stays(patch: pytest.MonkeyPatch) -> None:
     plain = Worker._count
 
     def count(self: Worker) -> None:
-        self._links.torn = False
+        torn, self._links.torn = self._links.torn, False
         plain(self)
+        if torn:
+            _go_on_behind_it(self._aof)
 
     patch.setattr(Worker, "_count", count)
 
@@ -568,6 +593,7 @@ PLANTED = (
     Planted(parent_directory_not_synced, crashed("always")),
     Planted(log_made_without_a_name, crashed("always"), 4),
     Planted(torn_tail_kept, crashed("always"), 14),
+    Planted(room_is_made_over_records, crashed("no")),
     Planted(base_not_synced, crashed("always"), 2),
     Planted(segment_switched_before_the_manifest, crashed("always"), 2),
     Planted(old_segments_go_before_the_manifest, crashed("always"), 2),

@@ -36,6 +36,7 @@ from typing import Any
 import imds.process
 import imds.reshard
 import imds.shard.links as links
+import imds.shard.segment as segment
 import imds.shard.worker as worker
 import imds.storage
 from campaigns import schedule as sim_threads
@@ -48,6 +49,7 @@ from imds.datadir import DataDir
 from imds.envelope import REPLY, seal
 from imds.protocol import OK, Buffer, decode_response, encode_request, encode_response
 from imds.rewrites import Rewrites
+from imds.shard.segment import FILL
 
 DIRECTORY = Path("/data")
 
@@ -192,6 +194,7 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
     disk.direct = rng.random() < 0.5
     # The data are few: what is saved at a time has to be less, if anything is to come in between.
     piece, worker.PIECE = worker.PIECE, rng.choice((1, 200, worker.PIECE))
+    room, segment.ROOM = segment.ROOM, 1000
     try:
         for names, name, value in sites:
             names[name] = by_id[id(value)]
@@ -207,6 +210,7 @@ def simulate(disk: SimDisk, rng: random.Random) -> Iterator[Simulation]:
             disk.before, disk.during = before, during
             worker.UnifiedStore, worker.Links = plain, plain_links  # type: ignore[misc]
             worker.PIECE = piece
+            segment.ROOM = room
             links.os = os  # type: ignore[attr-defined]
             for names, name, value in sites:
                 names[name] = value
@@ -230,7 +234,7 @@ def _pwrite_for(sim: Simulation) -> Callable[[int, Buffer, int], int]:
     """Return pwrite(2) for the links, by which they append to the log."""
 
     def pwrite(fd: int, data: Buffer, offset: int) -> int:
-        sim.granted += any(data)  # room is no append
+        sim.granted += bool(bytes(data).strip(FILL))  # making room is no append
         return sim.disk.write_at(fd, data, offset)
 
     return pwrite

@@ -24,9 +24,17 @@ def test_every_policy_and_every_kind_of_operation_is_crashed():
     for policy in POLICIES:
         for seed in range(2):
             Run(seed, tally, policy=policy).go()
-    assert {"open", "write", "fsync", "fdatasync", "fsync_dir", "rename", "mkdir", "truncate"} <= set(
-        tally.points
-    )
+    assert {
+        "open",
+        "write",
+        "write_at",
+        "fsync",
+        "fdatasync",
+        "fsync_dir",
+        "rename",
+        "mkdir",
+        "truncate",
+    } <= set(tally.points)
     assert tally.lives >= 10
 
 

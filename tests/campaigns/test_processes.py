@@ -17,7 +17,7 @@ def test_histories():
 
 def test_there_are_scenarios_for_every_kind_of_call():
     calls = {inject.partition(":")[0] for one in straces.SCENARIOS for inject in one.inject}
-    assert {"write", "fdatasync", "fsync", "rename", "unlink", "mkdir", "openat", "flock"} <= calls
+    assert {"pwrite64", "fdatasync", "fsync", "rename", "unlink", "mkdir", "openat", "flock"} <= calls
     assert len({one.name for one in straces.SCENARIOS}) == len(straces.SCENARIOS) >= 12
 
 

@@ -8,7 +8,7 @@ from imds.protocol import encode_request
 from imds.shard import aof as aof_module
 from imds.shard.record import HEADER
 from imds.shard.rewrite import open_file
-from imds.shard.segment import CLOCK, SEGMENT_HEADER, encode_mark, read_mark
+from imds.shard.segment import CLOCK, FILL, SEGMENT_HEADER, encode_mark, read_mark
 
 EFFECTS = [encode_request([b"set", b"key%d" % number, b"value"]) for number in range(3)]
 
@@ -112,7 +112,7 @@ def test_cut_in_a_clock_is_a_torn_tail(tmp_path, clock):
         path.write_bytes(whole[:size])
         again, effects = loaded(tmp_path)
         torn = (
-            whole[SEGMENT_HEADER.size : size].rstrip(b"\0")
+            whole[SEGMENT_HEADER.size : size].rstrip(FILL)
             if (size - SEGMENT_HEADER.size) % HEADER.size
             else b""
         )

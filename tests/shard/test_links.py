@@ -18,7 +18,7 @@ from imds.envelope import envelopes, seal
 from imds.protocol import Buffer, encode_request
 from imds.shard import links as twin
 from imds.shard import record, store
-from imds.shard.segment import ROOM
+from imds.shard.segment import FILL, ROOM
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -329,7 +329,7 @@ def limited(size: int) -> Iterator[None]:
     "sizes", [(5,), (ROOM,), (ROOM + 1,), (ROOM - 1, 1, 1), (70_000, 7, ROOM, 50_000, 999_999, 3)]
 )
 def test_room_is_made_for_what_is_appended(loop: Loop, file: int, sizes: tuple[int, ...]) -> None:
-    """The file is what was appended, and zeros up to a multiple of ROOM where that is worth it."""
+    """The file is what was appended, and room up to a multiple of ROOM where that is worth it."""
     _link, far = loop.link()
     length = 0
     expected = b""
@@ -342,7 +342,7 @@ def test_room_is_made_for_what_is_appended(loop: Loop, file: int, sizes: tuple[i
         if len(expected) > length:
             length = -(-len(expected) // ROOM) * ROOM if size <= ROOM else len(expected)
         assert (loop.links.appended, loop.links.length, loop.links.torn) == (size, length, False)
-        assert os.pread(file, 1 << 22, 0) == expected.ljust(length, b"\0")
+        assert os.pread(file, 1 << 22, 0) == expected.ljust(length, FILL)
 
 
 def test_rounds_of_a_turn_share_the_room(loop: Loop, file: int) -> None:
@@ -360,7 +360,7 @@ def test_rounds_of_a_turn_share_the_room(loop: Loop, file: int) -> None:
     far.send(seal(0, 1, b"w1"))
     loop.turn(5)
     assert (loop.links.appended, loop.links.length) == (6, ROOM)
-    assert os.pread(file, 2 * ROOM, 0) == b"oldw1w2w3".ljust(ROOM, b"\0")
+    assert os.pread(file, 2 * ROOM, 0) == b"oldw1w2w3".ljust(ROOM, FILL)
 
 
 @pytest.mark.parametrize("limit", [5, 6, 4999])
@@ -371,7 +371,7 @@ def test_a_disk_that_has_no_room_takes_the_records_all_the_same(loop: Loop, file
     with limited(limit):
         loop.turn()
     assert (loop.links.appended, loop.links.length, loop.links.torn) == (5, limit, False)
-    assert os.pread(file, 9999, 0) == b"write".ljust(limit, b"\0")
+    assert os.pread(file, 9999, 0) == b"write".ljust(limit, FILL)
 
 
 def test_a_disk_that_takes_nothing_or_a_part(loop: Loop, file: int, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from imds.process import EXIT_DISK
 from imds.protocol import ERROR, MISSING, OK, Buffer, decode_response, encode_request
 from imds.shard.aof import SUSPECT, Aof, AofError, create_log
 from imds.shard.links import Grant
+from imds.shard.segment import FILL
 from imds.shard.worker import Worker
 
 DEADLINE = 20
@@ -48,7 +49,7 @@ class Disk(FastStorage):
             raise OSError(errno.ENOSPC, "no room")
 
     def write_at(self, fd: int, data: Buffer, offset: int) -> int:
-        self._note("write" if any(data) else "make room")
+        self._note("write" if bytes(data).strip(FILL) else "make room")
         return super().write_at(fd, data, offset)
 
     def fdatasync(self, fd: int) -> None:
