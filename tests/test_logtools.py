@@ -19,7 +19,7 @@ from imds.shard.aof import SUSPECT, Aof
 from imds.shard.examine import LogReport, examine
 from imds.shard.manifest import MANIFEST
 from imds.shard.record import HEADER, RecordEncoder, each_effect
-from imds.shard.segment import SEGMENT_HEADER
+from imds.shard.segment import FILL, ROOM, SEGMENT_HEADER
 
 FAST = FastStorage()
 
@@ -135,6 +135,34 @@ def test_a_torn_tail_is_told_and_left(made, capsys):
     assert main(["repair", "--dir", str(made)]) == DONE
     assert "left to the next start" in capsys.readouterr().out
     assert everything(made) == before
+
+
+def test_room_is_nothing_to_tell(made, tmp_path, capsys):
+    """A server that was killed leaves it: whole logs, and behind a base it is damage."""
+    with segment(made).open("ab") as file:
+        file.write(FILL * ROOM)
+    before = everything(made)
+    assert main(["check", "--dir", str(made)]) == DONE
+    out = capsys.readouterr().out
+    assert "torn" not in out
+    assert main(["digest", str(made)]) == DONE
+    assert main(["stat", "--dir", str(made)]) == DONE
+    assert "damage" not in capsys.readouterr().out
+    assert everything(made) == before
+    rewritten(made)
+    with (log(made) / "00000001.base").open("ab") as file:
+        file.write(FILL)
+    assert main(["check", "--dir", str(made), "--shard", "0"]) == FAILED
+    assert "00000001.base" in capsys.readouterr().out
+
+
+def test_damage_before_room_is_damage(made, capsys):
+    _start, end, _number = places(segment(made))[-1]
+    flip(segment(made), end - 1)
+    with segment(made).open("ab") as file:
+        file.write(FILL * ROOM)
+    assert main(["check", "--dir", str(made)]) == FAILED
+    assert f"{segment(made)}" in capsys.readouterr().out
 
 
 def test_a_failed_sync_is_told(made, capsys):

@@ -35,7 +35,7 @@ from imds.shard.aof import (
 )
 from imds.shard.manifest import MANIFEST, Manifest, write_manifest
 from imds.shard.record import HEADER, RecordEncoder, each_effect
-from imds.shard.segment import CLOCK, FILL, MARK, ROOM, encode_mark, read_mark
+from imds.shard.segment import CLOCK, FILL, MARK, ROOM, encode_mark, end_of_records, read_mark
 from imds.storage import Storage
 
 START = SEGMENT_HEADER.size
@@ -471,6 +471,73 @@ def test_crash_while_cutting(tmp_path):
     else:
         pytest.fail("no load came to its end")
     assert at > 8
+
+
+# -- a segment that is being read while somebody appends to it ---------------------------------------------
+
+
+def records_end(path, storage=FAST):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return end_of_records(storage, fd, path)
+    finally:
+        os.close(fd)
+
+
+def test_the_end_of_records_is_before_the_room(tmp_path):
+    aof, _ = loaded(tmp_path)
+    path = aof.segments()[-1]
+    assert records_end(path) == START
+    append(aof, EFFECTS)
+    assert records_end(path) == held(aof) < aof.disk_bytes()
+    aof.flush()
+    append(aof, [b"x" * MARK_EVERY])
+    aof.flush()
+    append(aof, EFFECTS)  # and a mark
+    assert len(marks(path)) == 1
+    assert records_end(path) == held(aof)
+    aof.close()
+    assert records_end(path) == path.stat().st_size
+
+
+def test_the_end_of_records_behind_a_mark_at_the_beginning(tmp_path, monkeypatch):
+    monkeypatch.setattr(aof_module, "CLOCK_EVERY", 1)
+    aof, _ = loaded(tmp_path)
+    append(aof, EFFECTS)
+    path = aof.segments()[-1]
+    assert records_end(path) == held(aof)
+    aof.close()
+
+
+class Live(Fast):
+    """Shows a file at ``stages``, one for each reading, the last one for ever."""
+
+    def __init__(self, *stages):
+        self.stages = list(stages)
+
+    def size(self, file):
+        return len(self.stages[0])
+
+    def read(self, fd, size, offset):
+        data = self.stages[0][offset : offset + size]
+        if size > HEADER.size and len(self.stages) > 1 and offset + size >= len(self.stages[0]):
+            self.stages.pop(0)
+        return data
+
+
+def test_the_end_of_records_that_are_being_written(tmp_path):
+    """The last record half-written, or missing while the one behind it is there: both came later."""
+    path = write(tmp_path, EFFECTS)
+    data, stops = path.read_bytes()[: ends(path)[-2]], ends(path)
+    whole = data + FILL * 5000
+    for at in range(stops[2], stops[3]):
+        half = data[:at] + FILL * (len(whole) - at)
+        assert records_end(path, Live(half, whole)) == stops[2]
+        hole = data[:at] + FILL * (stops[3] - at) + data[stops[3] :] + FILL * 5000
+        assert records_end(path, Live(hole, whole)) == stops[2]
+        # What stays like that is damage, or a torn tail, and to be copied as it is.
+        assert records_end(path, Live(hole)) == len(hole)
+    assert records_end(path, Live(data[: stops[2]] + FILL * 5000)) == stops[2]
 
 
 # -- damage elsewhere ------------------------------------------------------------------------------------

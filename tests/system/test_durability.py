@@ -40,6 +40,7 @@ def test_each_fsync_policy_serves_and_keeps_what_was_acknowledged(
     one.kill()
     one.start("--shards", "2", "--appendfsync", policy)
     assert " 100 keys loaded" in one.ready_line
+    assert not one.logged("torn"), "the room behind the records is none"
     one.stop()
 
 
