@@ -149,6 +149,13 @@ def test_room_is_nothing_to_tell(made, tmp_path, capsys):
     assert main(["stat", "--dir", str(made)]) == DONE
     assert "damage" not in capsys.readouterr().out
     assert everything(made) == before
+    with segment(made).open("ab") as file:
+        file.write(FILL * (ROOM + 7))
+    assert main(["check", "--dir", str(made)]) == PARTLY
+    assert "torn tail of 7 bytes" in capsys.readouterr().out
+    damage = [piece for piece in examine(FAST, LogReport(log(made)), 0, 1) if piece.kind == "damage"]
+    assert [piece.end - piece.start for piece in damage] == [2 * ROOM + 7]
+    segment(made).write_bytes(before[segment(made).relative_to(made)])
     rewritten(made)
     with (log(made) / "00000001.base").open("ab") as file:
         file.write(FILL)

@@ -234,8 +234,7 @@ class Aof:
     def _take(self, fd: int, reader: Reader) -> None:
         """Append to this segment from now on."""
         self._path, self._fd, self.seed = reader.path, fd, reader.seed
-        self._size = reader.pos
-        self._length = reader.pos if reader.damage else reader.size  # a torn tail has been cut
+        self._size = self._length = reader.pos  # what room there is, is made again
         self._marked = self._synced = reader.marked
         self._closed_sizes.pop(int(reader.path.stem), None)
 
@@ -629,9 +628,6 @@ class Aof:
             self.flush()
             if self._appended and self._marked < self._synced:
                 self._seal(self._fd, self.seed, self._synced)
-            elif self._appended:
-                with suppress(OSError):
-                    self._storage.truncate(self._fd, self._size)
         finally:
             with suppress(OSError):  # whatever close says, flush has had the last word
                 self._storage.close(self._fd)

@@ -60,12 +60,10 @@ def pieces(storage: Storage, path: Path, header: Header, sequence: int) -> Itera
     The records of a piece must not be used after the next one is asked for. Raises OSError.
     """
     with storage.mapped(path) as mapped, memoryview(mapped) as view:
-        yield from _pieces(view, mapped, header.seed, sequence, may_have_room=header.magic == MAGIC)
+        yield from _pieces(view, mapped, header.seed, sequence)
 
 
-def _pieces(
-    view: memoryview, mapped: Mapped, seed: int, sequence: int, *, may_have_room: bool
-) -> Iterator[Piece]:
+def _pieces(view: memoryview, mapped: Mapped, seed: int, sequence: int) -> Iterator[Piece]:
     at, size = SEGMENT_HEADER.size, len(view)
     while at < size:
         window = min(size, at + WINDOW)
@@ -86,7 +84,7 @@ def _pieces(
             yield Piece(kind, at, at + HEADER.size, value or 0, _NONE, "")
             at += HEADER.size
             continue
-        if may_have_room and is_room(view[at:]):
+        if is_room(view[at:]):
             return
         # A whole record right here has a number that is not due: those between are in no file.
         following, number = _resume(view, mapped, at, seed, sequence)

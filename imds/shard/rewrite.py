@@ -93,7 +93,7 @@ def open_file(
         else:
             due = (MAGIC, manifest.generation, manifest.shard, int(path.stem), sequence)
         header.check(path, *due)
-        reader = Reader(storage, fd, path, header.seed, 1 if base else sequence, base=base is not None)
+        reader = Reader(storage, fd, path, header.seed, 1 if base else sequence)
         if base and reader.size != base.bytes:
             raise AofDamaged(path, None, f"has {reader.size} bytes, the manifest says {base.bytes}")
     except BaseException:

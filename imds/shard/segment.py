@@ -246,11 +246,8 @@ class Reader:
     After the end ``damage`` is None, or what is wrong at ``pos``; behind ``pos`` there may be room.
     """
 
-    def __init__(
-        self, storage: Storage, fd: int, path: Path, seed: int, sequence: int, *, base: bool = False
-    ) -> None:
+    def __init__(self, storage: Storage, fd: int, path: Path, seed: int, sequence: int) -> None:
         self.path = path
-        self.base = base
         self.seed = seed
         self.sequence = sequence
         self.records = 0
@@ -304,12 +301,8 @@ class Reader:
                 break
             # The next record may be larger than a chunk: read all of it then, not chunk by chunk.
             need = HEADER.size + HEADER.unpack_from(rest)[1] if len(rest) >= HEADER.size else 0
-        if self.pos < self.size and not self._is_room():
+        if self.pos < self.size and without_room(self._storage, self._fd, self.pos, self.size) > self.pos:
             self.damage = damage or "record is cut short"
-
-    def _is_room(self) -> bool:
-        """Whether nothing but a segment's room is left."""
-        return not self.base and without_room(self._storage, self._fd, self.pos, self.size) == self.pos
 
 
 def end_of_records(storage: Storage, fd: int, path: Path) -> int:
