@@ -142,3 +142,11 @@ cdef inline size_t write_score(uint8_t *to, double score) except 0:
     memcpy(to, text, size)
     PyMem_Free(text)
     return size
+
+
+cdef inline size_t write_integer(uint8_t *to, int64_t number) noexcept nogil:
+    """Write the number in decimal, which takes up to 20 bytes; return how many."""
+    if number >= 0:
+        return write_digits(to, <uint64_t>number)
+    to[0] = c'-'
+    return 1 + write_digits(to + 1, 0 - <uint64_t>number)

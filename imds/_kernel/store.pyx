@@ -21,13 +21,17 @@ What this file adds to the twin's rules:
   was saved as a whole since the beginning.
 * No operation takes long but by what it answers: the table grows by one chain at a time, and a large set that is
   gone is freed in the course of the requests that follow, FREED nodes in each.
+
+What can be said without the store is in files of its own: a request's tokens (``request.pxd``), what is fetched ahead
+for the next ones (``lookahead.pxd``), a range of scores (``bounds.pxd``). The rest is long for one file because it is one
+class: Cython has no class in two files, and a method that is called across modules is not inlined.
 """
 
 from os import urandom
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.math cimport INFINITY, nextafter
+from libc.limits cimport LLONG_MAX
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from imds._kernel cimport memory
@@ -62,7 +66,20 @@ from imds._kernel.entry cimport (
     when_of,
     zset_of,
 )
+from imds._kernel.bounds cimport Bounds, ranks_between, read_bounds
 from imds._kernel.executor cimport Executor
+from imds._kernel.lookahead cimport (
+    AHEAD,
+    BROKEN,
+    MAX_COUNT,
+    RECORD_HEADER,
+    REQUEST_HEADER,
+    Reader,
+    envelope_size,
+    look_ahead,
+    read_ahead,
+    read_record,
+)
 from imds._kernel.marks cimport (
     IS_PLACE,
     MARK_EVERY,
@@ -89,12 +106,24 @@ from imds._kernel.memory cimport (
     set_u32,
     set_u64,
 )
-from imds._kernel.number cimport SCORE_TEXT, read_score, write_digits, write_score
+from imds._kernel.number cimport SCORE_TEXT, read_score, write_digits, write_integer, write_score
 from imds._kernel.record cimport RecordEncoder
+from imds._kernel.request cimport (
+    MOST_TOKENS,
+    Request,
+    Token,
+    is_lower,
+    is_word,
+    parse,
+    put_frame,
+    read_integer,
+    read_number,
+    skip,
+    token_of,
+)
 from imds._kernel.skiplist cimport (
     Zset,
     Place,
-    link_of,
     node_at,
     node_free,
     place_next,
@@ -121,15 +150,12 @@ from imds._kernel.table cimport (
     Bucket,
     Item,
     Table,
-    chain_of,
-    fetch,
     item_in,
     key_of,
     table_add,
     table_find,
     table_flaw,
     table_free,
-    table_guess,
     table_hash,
     table_init,
     table_put,
@@ -149,49 +175,11 @@ from imds.shard.record import MAX_EFFECT as _MAX_EFFECT
 cdef enum:
     MISSING = 1          # statuses of imds/protocol.py
     LIST = 3
-    REQUEST_HEADER = 16  # bytes of imds/envelope.py's headers
-    REPLY_HEADER = 12
-    RECORD_HEADER = 20
-    MOST_TOKENS = 5      # that are found ahead of the command; others are looked for when it runs
+    REPLY_HEADER = 12    # bytes of imds/envelope.py's header
     MANY = 1024          # members of a set that is not freed at once
     FREED = 64           # of its nodes, at each request
     ROOM = 256           # bytes of reply buffer that each command finds free
-    BROKEN = 1           # an envelope's size, for one that no router makes
 
-
-ctypedef struct Token:
-    const uint8_t *at
-    size_t size
-
-ctypedef struct Request:
-    const uint8_t *frame     # NULL: malformed
-    size_t size
-    uint32_t count
-    Token tokens[MOST_TOKENS]
-    uint64_t hash            # of the key, if there are two tokens or more
-    Item *entry              # where the key was found ahead of time, or NULL: a hint
-    uint64_t member_hash     # of a member whose chain has been fetched, or 0
-
-# What lies ahead of the request that is run, or the record that is replayed: each is parsed once, AHEAD requests early,
-# and the memory that it will need is fetched meanwhile, in steps, each so many requests early that what the last one
-# asked for has arrived: its chain in the table; its entry; the entry's neighbours in the ring, and the sorted set that
-# it has; a member's chain in that set; the member's node.
-cdef enum:
-    AHEAD = 16
-    ENTRY_AHEAD = 12
-    AROUND_AHEAD = 8
-    CHAIN_AHEAD = 6
-    NODE_AHEAD = 3
-
-ctypedef struct Reader:
-    const uint8_t *data
-    size_t size
-    size_t pos               # of the next envelope
-    const uint8_t *at        # the next request of this one; NULL: it is malformed from here on
-    const uint8_t *end
-    uint32_t left            # requests of this envelope
-    size_t read
-    Request requests[AHEAD]
 
 # Commands that are not here, unknown ones and those of the process, are answered by Python.
 cdef enum Name:
@@ -332,7 +320,6 @@ cdef Effect[8] EFFECTS = [
 assert {EFFECTS[i].name: EFFECTS[i].tokens for i in range(8)} == _twin.EFFECTS
 cdef uint64_t MAX_EFFECT = _MAX_EFFECT
 cdef uint64_t MAX_STRING = _twin.MAX_STRING
-cdef uint64_t INT_MAX = (1 << 63) - 1
 
 # Each command's row and function, by both usual spellings of its name; others go through lookup(). A command that
 # is here in its only form has none.
@@ -358,7 +345,7 @@ cdef bytes STRING_TYPE = encode(b"string")
 cdef bytes SET_TYPE = encode(b"zset")
 cdef bytes NO_TYPE = encode(b"none")
 cdef size_t SHORT = _twin.SHORT
-cdef uint32_t MAX_COUNT = _twin.MAX_COUNT
+assert MAX_COUNT == _twin.MAX_COUNT
 assert max(map(len, (DONE, WRONG_TYPE, BAD_SCORE, OUT_OF_MEMORY, TOO_LARGE, MALFORMED, TOO_LONG))) <= SHORT < ROOM
 
 # What rollback does. ADDED: free the entry. REPLACED: put ``other`` in its place. WRITTEN: put back the string, of
@@ -383,183 +370,6 @@ ctypedef struct Undo:
 
 cdef enum:
     UNDO_MOST = 3  # of one effect
-
-
-cdef const uint8_t *parse(const uint8_t *at, const uint8_t *end, Request *request) noexcept nogil:
-    """Find the tokens of the request at ``at``; return where it ends, or NULL if it ends behind ``end``."""
-    cdef uint32_t i
-    cdef size_t size
-    request.frame = NULL
-    if at == NULL or end - at < 4:
-        return NULL
-    cdef const uint8_t *start = at
-    request.count = get_u32(at)
-    at += 4
-    for i in range(request.count):
-        if end - at < 4:
-            return NULL
-        size = get_u32(at)
-        at += 4
-        if <size_t>(end - at) < size:
-            return NULL
-        if i < MOST_TOKENS:
-            request.tokens[i].at = at
-            request.tokens[i].size = size
-        at += size
-    request.frame = start
-    request.size = <size_t>(at - start)
-    return at
-
-
-cdef size_t envelope_size(const uint8_t *data, size_t size, size_t pos) noexcept nogil:
-    """Return the bytes of the envelope at ``pos``, 0 if it is cut short, BROKEN if no router makes it."""
-    cdef uint32_t length, count
-    if size - pos < REQUEST_HEADER:
-        return 0
-    length = get_u32(data + pos)
-    count = get_u32(data + pos + 8)
-    if length < 12 or count > MAX_COUNT or count > (length - 12) // 4 or get_u32(data + pos + 12) != 0:
-        return BROKEN
-    return 4 + <size_t>length if length <= size - pos - 4 else 0
-
-
-cdef void read_ahead(Reader *reader, const Table *table) noexcept nogil:
-    """Read one request more, if there is one."""
-    cdef size_t size
-    while reader.left == 0:
-        size = envelope_size(reader.data, reader.size, reader.pos)
-        if size == 0 or size == BROKEN:
-            return
-        reader.left = get_u32(reader.data + reader.pos + 8)
-        reader.at = reader.data + reader.pos + REQUEST_HEADER
-        reader.pos += size
-        reader.end = reader.data + reader.pos
-    reader.left -= 1
-    reader.at = take_request(reader, reader.at, reader.end, table)
-
-
-cdef const uint8_t *take_request(
-    Reader *reader, const uint8_t *at, const uint8_t *end, const Table *table
-) noexcept nogil:
-    """Make the request at ``at`` the next one, and have its chain fetched; return as :func:`parse` does."""
-    cdef Request *request = &reader.requests[reader.read % AHEAD]
-    reader.read += 1
-    at = parse(at, end, request)
-    request.entry = NULL
-    request.member_hash = 0
-    if at != NULL and request.count > 1:
-        request.hash = table_hash(table, request.tokens[1].at, request.tokens[1].size)
-        fetch(chain_of(table, request.hash))
-    return at
-
-
-cdef inline void fetch_entry_in(Request *request, const Bucket *bucket) noexcept nogil:
-    """Have the entry of a request fetched, if it is in this bucket, which has arrived."""
-    request.entry = table_guess(bucket, request.hash)
-    if request.entry != NULL:
-        fetch(request.entry)
-        fetch(<uint8_t *>request.entry + 64)
-
-
-cdef void fetch_entry(Request *request, const Table *table) noexcept nogil:
-    """Have the entry of a request fetched, whose chain has arrived, or the chain's next bucket."""
-    cdef const Bucket *bucket
-    if request.frame != NULL and request.count > 1:
-        bucket = chain_of(table, request.hash)
-        fetch_entry_in(request, bucket)
-        if request.entry == NULL and bucket.more != NULL:
-            fetch(bucket.more)
-
-
-cdef void fetch_around(Request *request, const Table *table) noexcept nogil:
-    """Have fetched what belongs to an entry that has arrived, or the entry itself, if it is in a second bucket."""
-    cdef const Bucket *bucket
-    cdef Item *entry = request.entry
-    if entry != NULL:
-        fetch(entry.next)
-        fetch(entry.second.older)
-        if is_set(entry):
-            fetch(zset_of(entry))
-        else:
-            fetch(value_of(entry) + size_of(entry))  # where a string of usual size ends
-    elif request.frame != NULL and request.count > 1:
-        bucket = chain_of(table, request.hash).more
-        if bucket != NULL:
-            fetch_entry_in(request, bucket)
-
-
-cdef void fetch_chain(Request *request) noexcept nogil:
-    """Have the chain of a member fetched, in a sorted set that has arrived."""
-    cdef const Token *member
-    cdef const Zset *zset
-    if request.entry != NULL and is_set(request.entry):
-        member = member_of(request)
-        zset = zset_of(request.entry)
-        if member != NULL and zset.table != NULL:
-            request.member_hash = table_hash(zset.table, member.at, member.size)
-            fetch(chain_of(zset.table, request.member_hash))
-
-
-cdef void fetch_node(Request *request) noexcept nogil:
-    """Have the node fetched of a member whose chain has arrived."""
-    cdef Item *node
-    cdef const Zset *zset
-    if request.member_hash and is_set(request.entry):
-        zset = zset_of(request.entry)
-        if zset.table != NULL:
-            node = table_guess(chain_of(zset.table, request.member_hash), request.member_hash)
-            if node != NULL:
-                fetch(&node.second)  # a node begins here, and may go on in another line
-                fetch(key_of(node))
-                fetch(link_of(zset.first, zset.height))
-
-
-cdef inline const Token *member_of(const Request *request) noexcept nogil:
-    """Return the member of ``zadd key score member``, ``zrank`` and others of their form, or NULL."""
-    cdef const Token *name = &request.tokens[0]
-    if request.frame == NULL or name.size < 4 or name.size > 6 or name.at[0] | 32 != c"z":
-        return NULL
-    if request.count == 4 and name.size == 4:
-        return &request.tokens[3]
-    if request.count == 3:
-        return &request.tokens[2]
-    return NULL
-
-
-cdef void look_ahead(Reader *reader, size_t run, const Table *table) noexcept nogil:
-    """Before request ``run`` is run: have fetched, for those that were read after it, what each needs next."""
-    cdef size_t i
-    if run == 0:  # nobody has looked ahead for the first ones
-        for i in range(min(<size_t>ENTRY_AHEAD, reader.read)):
-            fetch_entry(&reader.requests[i], table)
-        for i in range(min(<size_t>AROUND_AHEAD, reader.read)):
-            fetch_around(&reader.requests[i], table)
-        for i in range(min(<size_t>CHAIN_AHEAD, reader.read)):
-            fetch_chain(&reader.requests[i])
-        for i in range(min(<size_t>NODE_AHEAD, reader.read)):
-            fetch_node(&reader.requests[i])
-    if run + ENTRY_AHEAD < reader.read:
-        fetch_entry(&reader.requests[(run + ENTRY_AHEAD) % AHEAD], table)
-    if run + AROUND_AHEAD < reader.read:
-        fetch_around(&reader.requests[(run + AROUND_AHEAD) % AHEAD], table)
-    if run + CHAIN_AHEAD < reader.read:
-        fetch_chain(&reader.requests[(run + CHAIN_AHEAD) % AHEAD])
-    if run + NODE_AHEAD < reader.read:
-        fetch_node(&reader.requests[(run + NODE_AHEAD) % AHEAD])
-
-
-cdef void read_record(Reader *reader, const Table *table) noexcept nogil:
-    """Read one record more: its first effect, which is mostly all of it, becomes a request."""
-    cdef const uint8_t *at = reader.data + reader.pos
-    cdef size_t left = reader.size - reader.pos
-    cdef size_t length = 0
-    if left >= RECORD_HEADER and get_u32(at + 8) <= left - RECORD_HEADER:
-        length = get_u32(at + 8)
-        at += RECORD_HEADER
-        reader.pos += RECORD_HEADER + length
-    else:
-        reader.pos = reader.size  # what is left is no record, and no request
-    take_request(reader, at, at + length, table)
 
 
 cdef int refuse(bytes refusal) except -1:
@@ -597,33 +407,6 @@ cdef const Effect *find_effect(const Request *request) noexcept nogil:
     return NULL
 
 
-cdef inline uint8_t *put_token(uint8_t *at, const void *data, size_t size) noexcept nogil:
-    set_u32(at, <uint32_t>size)
-    if size:
-        memory.memcpy(at + 4, data, size)
-    return at + 4 + size
-
-
-cdef inline size_t put_frame(
-    uint8_t *start,
-    const char *name,
-    size_t size,
-    uint32_t count,
-    const Token *key,
-    const Token *second,
-    const Token *third,
-) noexcept nogil:
-    """Write the frame of ``count`` tokens, the name among them, the last ones NULL if there are fewer; return its size."""
-    cdef uint8_t *at
-    set_u32(start, count)
-    at = put_token(put_token(start + 4, name, size), key.at, key.size)
-    if second != NULL:
-        at = put_token(at, second.at, second.size)
-    if third != NULL:
-        at = put_token(at, third.at, third.size)
-    return <size_t>(at - start)
-
-
 cdef int save_effect(
     RecordEncoder log,
     const char *name,
@@ -638,111 +421,6 @@ cdef int save_effect(
         raise MemoryError
     log.end(put_frame(log.begin(), name, size, count, key, second, third))
     return 0
-
-
-cdef inline Token token_of(bytes text):
-    """Return the bytes object's content, which lives as long as that does."""
-    return Token(<const uint8_t *><char *>text, <size_t>len(text))
-
-
-cdef bint read_number(const Token *text, uint64_t most, uint64_t *number) noexcept nogil:
-    """Read a decimal number up to ``most``, without leading zeros; False if it is none."""
-    cdef size_t i
-    cdef uint64_t value = 0
-    if text.size == 0 or text.size > 19 or (text.at[0] == c'0' and text.size > 1):
-        return False
-    for i in range(text.size):
-        if not c'0' <= text.at[i] <= c'9':
-            return False
-        value = 10 * value + (text.at[i] - c'0')
-    number[0] = value
-    return value <= most
-
-
-cdef bint read_integer(const Token *text, int64_t *number) noexcept nogil:
-    """Read a 64-bit integer as imds/shard/arguments.py does: no sign but ``-``, no leading zero; False if it is none."""
-    cdef Token digits = text[0]
-    cdef uint64_t value
-    cdef bint negative = text.size > 0 and text.at[0] == c'-'
-    if negative:
-        digits.at += 1
-        digits.size -= 1
-    if not read_number(&digits, INT_MAX + negative, &value) or (negative and value == 0):
-        return False
-    number[0] = <int64_t>(0 - value) if negative else <int64_t>value
-    return True
-
-
-cdef size_t write_integer(uint8_t *to, int64_t number) noexcept nogil:
-    """Write the number in decimal, which takes up to 20 bytes; return how many."""
-    if number >= 0:
-        return write_digits(to, <uint64_t>number)
-    to[0] = c'-'
-    return 1 + write_digits(to + 1, 0 - <uint64_t>number)
-
-
-cdef bint is_word(const Token *text, const char *word) noexcept nogil:
-    """Whether the token is ``word``, which is in small letters, in any case."""
-    cdef size_t i
-    for i in range(text.size):
-        if word[i] == 0 or text.at[i] | 0x20 != <uint8_t>word[i]:
-            return False
-    return word[text.size] == 0
-
-
-cdef inline bint is_lower(const Token *name) noexcept nogil:
-    """Whether a name, which is letters, has no capital."""
-    cdef uint8_t all = 0x20
-    cdef size_t i
-    for i in range(name.size):
-        all &= name.at[i]
-    return all != 0
-
-
-# A range of scores.
-ctypedef struct Bounds:
-    double low
-    double high
-    bint above  # the lower bound itself is not in it
-    bint below
-
-
-cdef bint read_bound(const Token *text, double *score, bint *excluded) except -1:
-    """Read a score, and whether it is excluded by ``(`` in front; False if it is none."""
-    cdef size_t skipped = text.size > 0 and text.at[0] == c'('
-    excluded[0] = skipped
-    return read_score(text.at + skipped, text.size - skipped, score)
-
-
-cdef bint read_bounds(const Token *low, const Token *high, Bounds *bounds) except -1:
-    """Read a range of scores; False if it is none."""
-    return read_bound(low, &bounds.low, &bounds.above) and read_bound(high, &bounds.high, &bounds.below)
-
-
-cdef size_t ranks_to(const Zset *zset, double bound, bint included) noexcept nogil:
-    """Return how many scores are below the bound, or not above it."""
-    cdef const uint8_t *least = <const uint8_t *>b""  # of all members with that score
-    if included and bound == INFINITY:
-        return zset.count
-    return zset_place(zset, nextafter(bound, INFINITY) if included else bound, least, 0)
-
-
-cdef size_t ranks_between(Item *entry, const Bounds *bounds, size_t *start) noexcept nogil:
-    """Return how many scores are between the bounds, and at which rank they begin; 0 of no entry."""
-    cdef size_t stop
-    start[0] = 0
-    if entry == NULL:
-        return 0
-    start[0] = ranks_to(zset_of(entry), bounds.low, bounds.above)
-    stop = ranks_to(zset_of(entry), bounds.high, not bounds.below)
-    return stop - start[0] if stop > start[0] else 0
-
-
-cdef void skip(Token *token) noexcept nogil:
-    """Move to the next token of a frame that has one."""
-    token.at += token.size
-    token.size = get_u32(token.at)
-    token.at += 4
 
 
 cdef const FormRow *find_form(const Request *request) noexcept nogil:
@@ -2876,7 +2554,7 @@ cdef class UnifiedStore(Executor):
                 self._ztake(entry, node)
         elif kind == MOVE and key.size == second.size and memory.memcmp(key.at, second.at, key.size) == 0:
             return False
-        elif kind == SET_DEADLINE and not (read_number(second, INT_MAX, &number) and number):
+        elif kind == SET_DEADLINE and not (read_number(second, <uint64_t>LLONG_MAX, &number) and number):
             return False
         elif kind == WRITE_AT and not read_number(second, MAX_STRING, &number):
             return False

@@ -16,6 +16,7 @@ What always holds:
   next. The tail is saved, then cut. Anything else that is wrong is damage to what was once safe: nobody
   but a person should decide about that, so the shard does not start.
 
+Long for one file: loading, appending and syncing are one object's life, and share what two threads may touch.
 One thread appends. Under ``everysec`` a second one syncs; they share the fields named in ``_sync_now``. The
 slow parts of a rewrite (prepare_switch, settle, adopt, and what is done with a new base's file) may run in a
 third one, one at a time.

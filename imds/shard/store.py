@@ -27,7 +27,8 @@ A batch's way through the shard::
 No client can make :meth:`UnifiedStore.execute` raise, and no reply is ever lost: each request of an envelope
 gets one. What is in an envelope's own header comes from a router, and a wrong one raises ValueError.
 
-The compiled twin is ``_kernel/store.pyx``; the suite in ``tests/shard`` runs on both, and compares them.
+Long for one file, as undo list, accounting and order of use are kept by every command here. The compiled twin
+is ``_kernel/store.pyx``; the suite in ``tests/shard`` runs on both, and compares them.
 The forms of commands that are most frequent are here, and in the twin: HOT. All others are functions over the
 operations of ``keyspace.py``, written once. Touch a command here, then touch its row in ``commands.py`` and
 its twin.
