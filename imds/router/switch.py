@@ -25,9 +25,10 @@ What stays true:
 * The switch knows no policy: it tells how much waits (``Client.inflight``, ``Client.out``, ``backlog``) and
   the router decides who is read.
 
-Long for one file because both directions work on the same turns. No clock, no logging. Sockets appear only as descriptors in receive and flush, because one call for
-"read and split" is what the compiled twin, ``_kernel/switch.pyx``, is fast by. The tests in
-``tests/router/test_switch.py`` hold both to the same cases. ``turns.py`` makes a turn of the loop of it.
+Long for one file because both directions work on the same turns. No clock, no logging. Sockets appear only as
+descriptors in receive and flush, because one call for "read and split" is what the compiled twin,
+``_kernel/switch.pyx``, is fast by. The tests in ``tests/router/test_switch.py`` hold both to the same cases.
+``turns.py`` makes a turn of the loop of it.
 """
 
 from __future__ import annotations
