@@ -88,7 +88,7 @@ class Loaded:
     records: int = 0
     sequence: int = 1  # of the next record
     clock: int = 0
-    bytes: int = 0
+    bytes: int = 0  # read, without room and torn tail
     torn_bytes: int = 0
     suspect: bool = False
     damage: AofDamaged | None = None
@@ -105,9 +105,9 @@ def load(datadir: DataDir, shard: int, step: Callable[[int], object]) -> Loaded:
     before = 0
     try:
         with quiet(logging.getLogger("imds.shard.aof")):
-            for done, total, records in aof.load(found.store.replay):
+            for done, _total, records in aof.load(found.store.replay):
                 step(done - before)
-                before, found.bytes, found.records = done, total, records
+                before, found.bytes, found.records = done, done, records
     except AofDamaged as error:
         found.damage = error
     finally:
