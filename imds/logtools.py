@@ -102,12 +102,11 @@ def load(datadir: DataDir, shard: int, step: Callable[[int], object]) -> Loaded:
         datadir.shard_dir(shard), shard=shard, generation=datadir.generation, policy="no", storage=storage
     )
     found = Loaded(shard, empty_store())
-    before = 0
     try:
         with quiet(logging.getLogger("imds.shard.aof")):
             for done, _total, records in aof.load(found.store.replay):
-                step(done - before)
-                before, found.bytes, found.records = done, done, records
+                step(done - found.bytes)
+                found.bytes, found.records = done, records
     except AofDamaged as error:
         found.damage = error
     finally:

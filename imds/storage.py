@@ -243,23 +243,21 @@ def remove_tree(storage: Storage, path: Path) -> None:
 
 def write_all(storage: Storage, fd: int, data: Buffer) -> None:
     """Write all of ``data``, however many calls that takes. Raises OSError; some of it may be written."""
-    done = storage.write(fd, data)
-    if done == len(data):
-        return
-    view = memoryview(data)
-    while done < len(view):
-        took = storage.write(fd, view[done:])
-        if not took:
-            raise OSError(errno.EIO, "write took nothing")
-        done += took
+    _write_all(lambda rest, _done: storage.write(fd, rest), data)
 
 
 def write_all_at(storage: Storage, fd: int, data: Buffer, offset: int) -> None:
     """The same at ``offset``."""
+    _write_all(lambda rest, done: storage.write_at(fd, rest, offset + done), data)
+
+
+def _write_all(write: Callable[[Buffer, int], int], data: Buffer) -> None:
+    done = write(data, 0)
+    if done == len(data):
+        return
     view = memoryview(data)
-    done = 0
     while done < len(view):
-        took = storage.write_at(fd, view[done:], offset + done)
+        took = write(view[done:], done)
         if not took:
             raise OSError(errno.EIO, "write took nothing")
         done += took

@@ -248,7 +248,8 @@ class Aof:
         storage, offset = self._storage, reader.marked
         while offset < reader.pos:
             data = storage.read(fd, min(WINDOW, reader.pos - offset), offset)
-            offset += storage.write_at(fd, data, offset)
+            write_all_at(storage, fd, data, offset)
+            offset += len(data)
 
     def _sync_loaded(self, fd: int, path: Path) -> None:
         try:
