@@ -16,9 +16,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import psutil
 
@@ -124,14 +125,26 @@ class Server:
         """The process that was started last."""
         return self._processes[-1].pid
 
+    def family(self) -> list[psutil.Process]:
+        """Return all processes of the server."""
+        roots = [psutil.Process(process.pid) for process in self._processes]
+        return [member for root in roots for member in (root, *root.children(recursive=True))]
+
     def rss(self) -> int:
         """Return the resident memory of all its processes, in bytes."""
         total = 0
-        for process in self._processes:
-            family = psutil.Process(process.pid)
-            for member in (family, *family.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):
-                    total += member.memory_info().rss
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total
+
+    def processor_seconds(self) -> float:
+        """Return the processor time that all its processes have taken so far, the system's included."""
+        total = 0.0
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
         return total
 
     def __enter__(self) -> Server:
@@ -206,12 +219,15 @@ class Twemproxy(Server):
         for backend in self._backends:
             backend.stop()
 
-    def rss(self) -> int:
-        return super().rss() + sum(backend.rss() for backend in self._backends)
+    def family(self) -> list[psutil.Process]:
+        return [*super().family(), *(member for backend in self._backends for member in backend.family())]
 
 
 class Imds(Server):
-    """Our server, of this checkout. ``python`` runs the Python twins, otherwise the kernels must be there."""
+    """Our server, of the checkout ``root``, with ``variables`` in its environment.
+
+    ``python`` runs the Python twins, otherwise the kernels must be there.
+    """
 
     protocol = "imds"
 
@@ -224,20 +240,23 @@ class Imds(Server):
         shards: int = 4,
         python: bool = False,
         options: str = "",
+        root: Path = ROOT,
+        variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(name, directory)
         self._arguments = ["--shards", str(shards), "--appendfsync", appendfsync, *options.split()]
-        self._variant = {
+        self._environment = {
             "IMDS_REQUIRE_KERNEL": "" if python else "1",
             "IMDS_DISABLE_KERNEL": "1" if python else "",
+            # found by PYTHONPATH and not by the working directory, which holds the server's files
+            "PYTHONPATH": str(root),
+            **variables,
         }
         self._log = Path()
 
     def start(self) -> None:
         command = [sys.executable, "-m", "imds", "--port", "0", "--dir", str(self.directory / "data")]
-        # found by PYTHONPATH and not by the working directory, which holds the server's files
-        environment = self._variant | {"PYTHONPATH": str(ROOT)}
-        self._log = self._spawn(command + self._arguments, environment)
+        self._log = self._spawn(command + self._arguments, self._environment)
         limit = time.monotonic() + PATIENCE
         while not (ready := self._ready()):
             if self._processes[-1].poll() is not None:
