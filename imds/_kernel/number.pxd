@@ -22,8 +22,12 @@ cdef extern from *:
     static const double TENS[] = {
         1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
     };
+    static const char PAIRS[] =
+        "0001020304050607080910111213141516171819202122232425262728293031323334353637383940414243444546474849"
+        "5051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899";
     """
     const double TENS[16]
+    const char PAIRS[201]
 
 cdef enum:
     EXACT_DIGITS = 15
@@ -91,12 +95,16 @@ cdef inline size_t write_digits(uint8_t *to, uint64_t number) noexcept nogil:
     """Write ``number`` in decimal; return how many digits."""
     cdef uint8_t digits[20]
     cdef size_t at = 20
-    while True:
+    while number >= 100:
+        at -= 2
+        memcpy(digits + at, PAIRS + number % 100 * 2, 2)
+        number //= 100
+    if number >= 10:
+        at -= 2
+        memcpy(digits + at, PAIRS + number * 2, 2)
+    else:
         at -= 1
-        digits[at] = c'0' + <uint8_t>(number % 10)
-        number //= 10
-        if number == 0:
-            break
+        digits[at] = c'0' + <uint8_t>number
     memcpy(to, digits + at, 20 - at)
     return 20 - at
 
@@ -107,7 +115,16 @@ cdef inline size_t _write_decimal(uint8_t *to, double score) noexcept nogil:
     cdef uint64_t number
     cdef size_t at = 0
     cdef int places
-    if not (size < 1e12 and (size >= 1e-3 or size == 0)):
+    if size < 1e15:
+        number = <uint64_t>size
+        if <double>number == size:  # mostly
+            if score < 0:
+                to[0] = c'-'
+                at = 1
+            at += write_digits(to + at, number)
+            memcpy(to + at, b".0", 2)
+            return at + 2
+    if not 1e-3 <= size < 1e12:
         return 0
     for places in range(1, 4):
         number = <uint64_t>(size * TENS[places] + 0.5)
