@@ -53,6 +53,11 @@ cdef inline size_t size_of(const Item *entry) noexcept nogil:
     return entry.extra & VALUE_SIZE
 
 
+cdef inline void set_size(Item *entry, size_t size) noexcept nogil:
+    """Say how long the string is that the entry holds."""
+    entry.extra = (entry.extra & IS_TIMED) | <uint32_t>size
+
+
 cdef inline Timer *timer_of(const Item *entry) noexcept nogil:
     """Return the timer in front of an entry that is timed."""
     return <Timer *>entry - 1

@@ -10,9 +10,9 @@ from libc.stdint cimport uint8_t, uint32_t
 
 from imds._kernel.entry cimport is_set, size_of, value_of, zset_of
 from imds._kernel.memory cimport get_u32
-from imds._kernel.request cimport Request, Token, parse
-from imds._kernel.skiplist cimport Zset, link_of
-from imds._kernel.table cimport Bucket, Item, Table, chain_of, fetch, key_of, table_guess, table_hash
+from imds._kernel.request cimport Request, Token, parse, skip
+from imds._kernel.skiplist cimport Zset, link_of, node_fetch
+from imds._kernel.table cimport Bucket, Item, Table, chain_of, fetch, table_guess, table_hash
 
 cdef enum:
     MAX_COUNT = 1 << 24  # requests in one envelope
@@ -36,6 +36,14 @@ ctypedef struct Reader:
     uint32_t left            # requests of this envelope
     size_t read
     Request requests[AHEAD]
+
+ctypedef struct Keys:        # those of one request
+    Request *only            # of which this is the only key, or NULL
+    Token last               # that was read
+    uint32_t step            # tokens from one to the next
+    uint32_t left            # to be read
+    size_t run               # how many were returned
+    Reader reader            # has each as a request of its own
 
 
 cdef inline size_t envelope_size(const uint8_t *data, size_t size, size_t pos) noexcept nogil:
@@ -72,12 +80,17 @@ cdef inline const uint8_t *take_request(
     cdef Request *request = &reader.requests[reader.read % AHEAD]
     reader.read += 1
     at = parse(at, end, request)
+    begin_request(request, table)
+    return at
+
+
+cdef inline void begin_request(Request *request, const Table *table) noexcept nogil:
+    """Have the chain of a request's key fetched."""
     request.entry = NULL
     request.member_hash = 0
-    if at != NULL and request.count > 1:
+    if request.frame != NULL and request.count > 1:
         request.hash = table_hash(table, request.tokens[1].at, request.tokens[1].size)
         fetch(chain_of(table, request.hash))
-    return at
 
 
 cdef inline void fetch_entry_in(Request *request, const Bucket *bucket) noexcept nogil:
@@ -136,8 +149,7 @@ cdef inline void fetch_node(Request *request) noexcept nogil:
         if zset.table != NULL:
             node = table_guess(chain_of(zset.table, request.member_hash), request.member_hash)
             if node != NULL:
-                fetch(&node.second)  # a node begins here, and may go on in another line
-                fetch(key_of(node))
+                node_fetch(node)
                 fetch(link_of(zset.first, zset.height))
 
 
@@ -173,6 +185,38 @@ cdef inline void look_ahead(Reader *reader, size_t run, const Table *table) noex
         fetch_chain(&reader.requests[(run + CHAIN_AHEAD) % AHEAD])
     if run + NODE_AHEAD < reader.read:
         fetch_node(&reader.requests[(run + NODE_AHEAD) % AHEAD])
+
+
+cdef inline void begin_keys(Keys *keys, Request *request, uint32_t step) noexcept nogil:
+    """Have :func:`next_key` return the keys of a request: each ``step``-th token, from the one behind the name on."""
+    keys.left = (request.count - 1) // step
+    keys.only = request if keys.left == 1 else NULL
+    keys.last = request.tokens[0]
+    keys.step = step
+    keys.run = keys.reader.read = 0
+
+
+cdef inline Request *next_key(Keys *keys, const Table *table) noexcept nogil:
+    """Return a key that there is as a request of its own: tokens[1], and its hash; those behind it are looked ahead for."""
+    cdef size_t run = keys.run
+    cdef Request *one
+    cdef uint32_t i
+    if keys.only != NULL:
+        return keys.only
+    while keys.left and keys.reader.read < run + AHEAD:
+        for i in range(keys.step if keys.reader.read else 1):
+            skip(&keys.last)
+        one = &keys.reader.requests[keys.reader.read % AHEAD]
+        one.frame = keys.last.at
+        one.count = 2
+        one.tokens[0].size = 0
+        one.tokens[1] = keys.last
+        begin_request(one, table)
+        keys.reader.read += 1
+        keys.left -= 1
+    look_ahead(&keys.reader, run, table)
+    keys.run += 1
+    return &keys.reader.requests[run % AHEAD]
 
 
 cdef inline void read_record(Reader *reader, const Table *table) noexcept nogil:

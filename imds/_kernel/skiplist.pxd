@@ -38,6 +38,7 @@ from imds._kernel.table cimport (
     TABLE_SHARE,
     Item,
     Table,
+    fetch,
     item_in,
     key_of,
     table_add,
@@ -58,6 +59,7 @@ cdef enum:
     FIRST_ROOM = 4      # of a new set's chunk
     THIN = 8            # a chunk with so many nodes left, or fewer, is joined by the next one
     JOINED = 24         # if both together have no more than that
+    NODES_AHEAD = 8     # of a walk from node to node
     LEVELS = 20         # above level 0; every other chunk of a level is on the next: enough for 2^20 chunks
     CHUNK_HEAD = 16     # bytes of a chunk before its scores
     NEXT = sizeof(void *)  # what an item begins with and a node has not
@@ -384,12 +386,29 @@ cdef inline Item *node_at(const Place *place) noexcept nogil:
     return nodes_of(place.chunk)[place.index] if place.index < place.chunk.count else NULL
 
 
+cdef inline void node_fetch(Item *node) noexcept nogil:
+    """Have a node fetched: it begins with its score, and its member may be in another line."""
+    fetch(&node.second)
+    fetch(key_of(node))
+
+
+cdef inline void fetch_on(const Place *place) noexcept nogil:
+    """Have fetched what a walk from a place on meets first: nodes of this chunk, and the next one."""
+    cdef uint32_t index
+    for index in range(place.index, min(place.index + NODES_AHEAD, place.chunk.count)):
+        node_fetch(nodes_of(place.chunk)[index])
+    fetch(link_of(place.chunk, 0).next)
+
+
 cdef inline void place_next(Place *place) noexcept nogil:
     """Move to the next node."""
     place.index += 1
-    if place.index == place.chunk.count and link_of(place.chunk, 0).next != NULL:
+    if place.index + NODES_AHEAD <= place.chunk.count:
+        node_fetch(nodes_of(place.chunk)[place.index + NODES_AHEAD - 1])
+    elif place.index == place.chunk.count and link_of(place.chunk, 0).next != NULL:
         place.chunk = link_of(place.chunk, 0).next
         place.index = 0
+        fetch_on(place)
 
 
 cdef inline Place zset_start(const Zset *zset) noexcept nogil:
@@ -410,6 +429,7 @@ cdef inline Place zset_first(const Zset *zset, double score) noexcept nogil:
     if place.index == place.chunk.count and link_of(place.chunk, 0).next != NULL:
         place.chunk = link_of(place.chunk, 0).next
         place.index = 0
+    fetch_on(&place)
     return place
 
 
@@ -426,6 +446,7 @@ cdef inline Place zset_at(const Zset *zset, size_t rank) noexcept nogil:
             rank -= link_of(place.chunk, level).span
             place.chunk = link_of(place.chunk, level).next
     place.index = <uint32_t>rank
+    fetch_on(&place)
     return place
 
 

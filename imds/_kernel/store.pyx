@@ -39,6 +39,7 @@ from imds._kernel.deadlines cimport (
     Heap,
     due_add,
     due_flaw,
+    due_move,
     due_remove,
     due_reserve,
     due_trim,
@@ -59,6 +60,7 @@ from imds._kernel.entry cimport (
     ring_put,
     ring_remove,
     ring_touch,
+    set_size,
     shell_free,
     size_of,
     timer_of,
@@ -74,9 +76,12 @@ from imds._kernel.lookahead cimport (
     MAX_COUNT,
     RECORD_HEADER,
     REQUEST_HEADER,
+    Keys,
     Reader,
+    begin_keys,
     envelope_size,
     look_ahead,
+    next_key,
     read_ahead,
     read_record,
 )
@@ -150,6 +155,8 @@ from imds._kernel.table cimport (
     Bucket,
     Item,
     Table,
+    chain_of,
+    fetch,
     item_in,
     key_of,
     table_add,
@@ -802,8 +809,8 @@ cdef class UnifiedStore(Executor):
         refusal = self._make_room(old == NULL, change, cost)
         if refusal is not None:
             return refusal
-        if old != NULL and not change and not when and not is_set(old) and not is_timed(old):
-            return None if self._write_over(old, value, effect) else OUT_OF_MEMORY
+        if old != NULL and not change and not is_set(old) and (is_timed(old) if when else not is_timed(old)):
+            return None if self._write_over(old, value, when, effect) else OUT_OF_MEMORY
         entry = entry_new(
             key.at, key.size, value.at, value.size, <uint32_t>value.size | (IS_TIMED if when else 0)
         )
@@ -828,13 +835,15 @@ cdef class UnifiedStore(Executor):
         self.used += change
         return None
 
-    cdef bint _write_over(self, Item *entry, const Token *value, size_t effect) noexcept:
-        """Give an entry that has no timer another string for which its block has the room; whether it worked.
+    cdef bint _write_over(self, Item *entry, const Token *value, uint64_t when, size_t effect) noexcept:
+        """Give an entry another string for which its block has the room, and if it is timed a deadline; whether it worked.
 
         Nearly all that sets do is this, and it asks the allocator for nothing: a block that was freed is cold
         when it comes back, and waiting for it took a quarter of a shard's time.
         """
         cdef size_t size = size_of(entry)
+        if when and not due_reserve(&self._due, 1):
+            return False
         if not self._replaying:  # which is never undone
             if not self._reserve(effect) or not buffer_reserve(&self._kept, 4 + size):
                 return False
@@ -842,10 +851,15 @@ cdef class UnifiedStore(Executor):
             self._remember(WRITTEN, entry, NULL)
             buffer_put_u32(&self._kept, <uint32_t>size)
             buffer_put(&self._kept, value_of(entry), size)
-        entry.extra = <uint32_t>value.size
+            if when:
+                self._undo[self._undo_count].old.when = timer_of(entry).when
+                self._remember(TIMED, entry, NULL)
+        set_size(entry, value.size)
         if value.size:
             memory.memcpy(value_of(entry), value.at, value.size)
         ring_touch(&self._ring, entry)
+        if when:
+            self._set_timer(entry, when)
         return True
 
     cdef int _del(self, Request *request) except -1:
@@ -1165,9 +1179,11 @@ cdef class UnifiedStore(Executor):
         self._refusal = refusal
         return REFUSED
 
-    cdef Item *_look_at(self, const Token *key, bint use) except? NULL:
+    cdef Item *_look_at(self, Keys *keys, bint use) except? NULL:
+        """Return the entry of the next one of several keys, or NULL."""
+        cdef Request *one = next_key(keys, &self._table)
         self._count_use()
-        return self._look(key, table_hash(&self._table, key.at, key.size), use)
+        return self._look(&one.tokens[1], one.hash, use)
 
     cdef inline void _count_look(self, Item *entry) noexcept:
         if entry == NULL:
@@ -1223,12 +1239,12 @@ cdef class UnifiedStore(Executor):
         return self._number(number) if refusal is None else self._refuse(refusal)
 
     cdef Outcome _exists(self, Request *request) except? LEFT:
-        cdef Token key = request.tokens[0]
+        cdef Keys keys
         cdef int64_t found = 0
         cdef uint32_t i
+        begin_keys(&keys, request, 1)
         for i in range(1, request.count):
-            skip(&key)
-            found += self._look_at(&key, False) != NULL
+            found += self._look_at(&keys, False) != NULL
         return self._number(found)
 
     cdef Outcome _ttl(self, Request *request, int64_t unit) except? LEFT:
@@ -1272,12 +1288,12 @@ cdef class UnifiedStore(Executor):
         return ANSWERED
 
     cdef Outcome _touch(self, Request *request) except? LEFT:
-        cdef Token key = request.tokens[0]
+        cdef Keys keys
         cdef int64_t found = 0
         cdef uint32_t i
+        begin_keys(&keys, request, 1)
         for i in range(1, request.count):
-            skip(&key)
-            found += self._look_at(&key, True) != NULL
+            found += self._look_at(&keys, True) != NULL
         return self._number(found)
 
     cdef Outcome _setex(self, Request *request, int64_t unit) except? LEFT:
@@ -1413,15 +1429,15 @@ cdef class UnifiedStore(Executor):
 
     cdef Outcome _mget(self, Request *request) except? LEFT:
         cdef size_t start = self._out.size, size
-        cdef Token key = request.tokens[0]
+        cdef Keys keys
         cdef Item *entry
         cdef bint long = False
         cdef uint32_t i
         self._reserve_reply(12)
         self._out.size += 12
+        begin_keys(&keys, request, 1)
         for i in range(1, request.count):
-            skip(&key)
-            entry = self._look_at(&key, False)
+            entry = self._look_at(&keys, False)
             if entry == NULL or not is_set(entry):
                 self._count_look(entry)
             if entry != NULL and not is_set(entry):
@@ -1446,33 +1462,34 @@ cdef class UnifiedStore(Executor):
         return ANSWERED
 
     cdef Outcome _mset(self, Request *request) except? LEFT:
-        cdef Token key = request.tokens[0]
+        cdef Keys keys
+        cdef Request *one
         cdef Token value
-        cdef uint64_t hash
         cdef uint32_t i
         cdef bytes refusal
         if request.count % 2 == 0:
             return LEFT
+        begin_keys(&keys, request, 2)
         for i in range(1, request.count, 2):
-            skip(&key)
-            value = key
+            one = next_key(&keys, &self._table)
+            value = one.tokens[1]
             skip(&value)
-            hash = table_hash(&self._table, key.at, key.size)
             self._count_use()
-            refusal = self._put_logged(&key, hash, self._look(&key, hash, True), &value, 0)
+            refusal = self._put_logged(
+                &one.tokens[1], one.hash, self._look(&one.tokens[1], one.hash, True), &value, 0
+            )
             if refusal is not None:
                 return self._refuse(refusal)
-            key = value
         return self._done()
 
     cdef Outcome _delete(self, Request *request) except? LEFT:
-        cdef Token key = request.tokens[0]
+        cdef Keys keys
         cdef Item *entry
         cdef int64_t found = 0
         cdef uint32_t i
+        begin_keys(&keys, request, 1)
         for i in range(1, request.count):
-            skip(&key)
-            entry = self._look_at(&key, True)
+            entry = self._look_at(&keys, True)
             if entry != NULL:
                 if not self._remove(entry):
                     return REFUSED
@@ -1882,9 +1899,14 @@ cdef class UnifiedStore(Executor):
 
     cdef bint _evict(self) noexcept:
         """Remove the least recently used key; False if there is no memory to log it."""
+        cdef Item *last
         marks_trim(&self._marks, &self._ring)
         if not self._remove(past_marks(self._ring.next)):
             return False
+        last = past_marks(self._ring.next)
+        if last != &self._ring:  # it will probably go next, and the one behind it after that
+            fetch(chain_of(&self._table, table_hash(&self._table, key_of(last), last.size)))
+            fetch(last.next)
         self.evictions += 1
         self._evicted += 1
         return True
@@ -2401,7 +2423,7 @@ cdef class UnifiedStore(Executor):
             elif undo.change == WRITTEN:
                 self._kept.size = undo.old.kept
                 size = get_u32(self._kept.data + self._kept.size)
-                entry.extra = <uint32_t>size
+                set_size(entry, size)
                 memory.memcpy(value_of(entry), self._kept.data + self._kept.size + 4, size)
                 ring_touch(&self._ring, entry)
             elif undo.change == ADDED:
@@ -2437,6 +2459,9 @@ cdef class UnifiedStore(Executor):
 
     cdef void _set_timer(self, Item *entry, uint64_t when) noexcept:
         """Give a timed entry this deadline, 0 for none; the heap has room."""
+        if when and timer_of(entry).when:
+            due_move(&self._due, entry, when)
+            return
         if timer_of(entry).when:
             due_remove(&self._due, entry)
         timer_of(entry).when = when

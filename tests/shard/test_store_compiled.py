@@ -9,6 +9,7 @@ import random
 import struct
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import product
 from math import inf
 
 import pytest
@@ -199,6 +200,68 @@ def test_every_command_at_random(options):
         assert list(store.entries()) == list(one.entries())
 
 
+MANY = [b"mget", b"mset", b"del", b"exists", b"touch"]
+
+
+def of_many_keys(dice, key):
+    """Return the tokens of a request of up to 40 keys, some of them twice, or of one that makes data."""
+    if dice.random() < 0.5:
+        name = dice.choice(MANY)
+        keys = [key() for _ in range(dice.choice([1, 2, 3, 15, 16, 17, 33, 40]))]
+        if name == b"mset":
+            return [name, *(word for each in keys for word in (each, dice.randbytes(dice.randrange(50))))]
+        return [name, *keys]
+    if dice.random() < 0.3:
+        return [b"zadd", key(), b"%d" % dice.randrange(9), b"m%d" % dice.randrange(99)]
+    return [b"set", key(), b"v", b"px", b"%d" % dice.randrange(1, 3000)]
+
+
+def of_deadlines(dice, key):
+    """Return the tokens of a request that gives a key a string or a deadline, or takes that."""
+    value = dice.randbytes(dice.choice([8, 8, 8, 9, 40]))
+    until = [b"px", b"%d" % dice.randrange(1, 30_000)]
+    return dice.choice(
+        [
+            [b"set", key(), value, *until],
+            [b"set", key(), value, *until],
+            [b"set", key(), value, *until],
+            [b"set", key(), value],
+            [b"pexpire", key(), until[1]],
+            [b"persist", key()],
+            [b"append", key(), b"more"],
+            [b"get", key()],
+        ]
+    )
+
+
+@pytest.mark.parametrize("draw", [of_many_keys, of_deadlines])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"capacity": 60, "evict": True}, {"capacity": 60}],
+    ids=["free", "lru", "full"],
+)
+def test_random_batches_with_a_clock(options, draw):
+    dice = random.Random(1)
+    one, two = pair(**options)
+    one.now = two.now = now = 1_000_000
+    for ticket in range(250):
+        batch = [draw(dice, lambda: b"key%d" % dice.randrange(80)) for _ in range(dice.choice([1, 4, 20]))]
+        data = seal(ticket, len(batch), b"".join(map(encode_request, batch)))
+        assert one.execute(data) == two.execute(data), batch
+        if dice.random() < 0.5:
+            assert one.expire(9) == two.expire(9)
+        assert one.log.pending() == two.log.pending()
+        end = dice.choice(["commit", "commit", "rollback"])
+        getattr(one, end)()
+        getattr(two, end)()
+        if dice.random() < 0.2:
+            same(one, two)
+        now += dice.choice([0, 1, 10, 500])
+        one.now = two.now = now
+    same(one, two)
+    assert one.expirations > 40
+
+
 def saved_by(store, room):
     """Yield what a store saves, in the pieces that it makes."""
     log = type(store.log)(9)
@@ -380,6 +443,8 @@ TIMED = [[b"set", b"t", b"v"], [b"pexpireat", b"t", b"5000"]]
     [
         ([], [b"set", b"k", b"v", b"px", b"5000"], {}),
         (TIMED, [b"set", b"t", b"w", b"keepttl"], {}),
+        (TIMED, [b"set", b"t", b"w", b"px", b"9000"], {}),
+        ([*TIMED, [b"persist", b"t"]], [b"set", b"t", b"w", b"px", b"9000"], {}),
         (TIMED, [b"append", b"t", b"w" * 500], {}),
         (TIMED, [b"persist", b"t"], {}),
         (TIMED, [b"rename", b"t", b"u"], {}),
@@ -429,6 +494,17 @@ def test_each_allocation_of_a_function_may_fail(allocations, prepare, tokens, op
         again.replay(records)
         assert again.digest() == done
     assert n < 399
+
+
+def test_a_string_without_a_deadline_gets_one_while_the_heap_is_full():
+    """It had one and has a timer still, so that it is written over; the sanitizer sees a place too many."""
+    for before, behind in product(range(1, 60), range(4)):
+        store = a_store([])
+        timed = [[b"set", b"key%d" % i, b"v", b"px", b"5000"] for i in range(before + behind)]
+        requests = [*timed[:before], [b"persist", b"key0"], *timed[before:], timed[0]]
+        store.execute(seal(1, len(requests), b"".join(map(encode_request, requests))))
+        assert store.timed == before + behind
+        store.check()
 
 
 def test_allocations_that_fail_at_random(allocations):
