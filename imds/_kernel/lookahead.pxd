@@ -11,7 +11,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from imds._kernel.entry cimport is_set, size_of, value_of, zset_of
 from imds._kernel.memory cimport get_u32
 from imds._kernel.request cimport Request, Token, parse, skip
-from imds._kernel.skiplist cimport Zset, link_of, node_fetch
+from imds._kernel.skiplist cimport Zset, node_fetch, zset_fetch
 from imds._kernel.table cimport Bucket, Item, Table, chain_of, fetch, table_guess, table_hash
 
 cdef enum:
@@ -150,7 +150,7 @@ cdef inline void fetch_node(Request *request) noexcept nogil:
             node = table_guess(chain_of(zset.table, request.member_hash), request.member_hash)
             if node != NULL:
                 node_fetch(node)
-                fetch(link_of(zset.first, zset.height))
+                zset_fetch(zset)
 
 
 cdef inline const Token *member_of(const Request *request) noexcept nogil:

@@ -1,35 +1,39 @@
-"""Sorted sets: a skip list of chunks, with spans, and beside a large set a table from member to node.
+"""Sorted sets: a deterministic skip list in chunks, with spans, and beside a large set a table from member to node.
 
 What always holds (:func:`zset_flaw` looks for the first breach):
 
-* The nodes are in the order of (score, member bytes), in a chunk and from chunk to chunk; no score is NaN or -0.0, no
-  member is there twice. Only the first chunk may be empty, and only in an empty set.
-* A chunk has one link for each of its levels, from 0 on, and each says how many nodes further it leads, which makes
-  ranks: the end of the list counts as the place behind the last node.
-* A link's score parts what is before its ``next``, none of it higher, from what is there, none of it lower. It is that
-  of a node which was once there: so a chunk's first node comes and goes and no link is touched.
-* A chunk by itself has room for 4 to CHUNK nodes, a power of two; of several, each has room for CHUNK, and the first,
-  where a search begins, has all LEVELS. It keeps them until the set is small again.
+* Level 0 is all nodes, in the order of (score, member bytes), in a chunk and from chunk to chunk; no score is NaN or
+  -0.0, no member is there twice.
+* Each level is a list of chunks. One above 0 has a link to every chunk of the level below, in their order, and the
+  highest is one chunk, the root. So a set of one chunk has the level 0 alone, and the root of a higher one two links
+  or more. No chunk is empty, but for the one of an empty set.
+* A link says how many nodes are below it, its span, which makes ranks.
+* A link's score parts what is before its chunk, none of it higher, from what is there, none of it lower. It is that of
+  a node which was once there: so a chunk's first node comes and goes and no link is touched. The first link of a chunk
+  is followed where no other one is, whatever its score.
+* A chunk by itself has room for 4 to CHUNK nodes, a power of two; of several, each has room for CHUNK.
 * A set of more than LARGE members has a table. It loses it below LARGE / 2.
 * ``bytes`` is what the allocator takes for the nodes and the chunks.
 
 ::
 
-                first chunk                                       chunk
-    link 2    [ *, 57, score ] --------------------------------> [ *, 5, inf ] ---> nothing
-    link 1    [ *, 31, score ] ---> [ *, 26, score ] ----------> [ *, 5, inf ]
-    link 0    [ *, 12, score ] ---> [ *, 19, score ] --> ... --> [ *, 5, inf ]      links stand in front of their chunk,
-              | count, room, levels | scores | nodes |              |               so that all else has a fixed place
-                                                  |
-                                                  +--> | score, size, member bytes |
+    level 2                          [ link, link ]
+                                       |        `---------------------------.
+    level 1     [ link, link, link, link ] ----------------------> [ link, link, link ] ---> nothing
+                   |     `-------------.                                            |
+    level 0     [ node, node, node ] -> [ node, node, node, node ] -> ... -> [ node, node ] ---> nothing
 
-This is an unrolled skip list (W. Pugh, "Skip lists: a probabilistic alternative to balanced trees", 1990, with spans as
-in its "Skip list cookbook", and several elements to a node): a search among a thousand members looks at half a dozen
-chunks and counts scores in the last one, where a node for each member would be twice as many steps, each of which waits
-for memory. A node of an 8-byte member takes 32 bytes, with its part of a chunk about 60.
+    a chunk     | next | count, room | scores | nodes |             a node      | score | size | member |
+    of links    | next | count, room | scores | chunks | spans |
+
+It is the deterministic skip list of J. I. Munro, T. Papadakis and R. Sedgewick ("Deterministic skip lists", 1992), who
+keep the gaps between the elements of a level within bounds rather than leave them to chance, unrolled as a B+ tree
+is, and with the spans of W. Pugh's "Skip list cookbook" (1990). With up to 32 to a chunk a search among a thousand
+members looks at two chunks and among a million at four or five; all of a chunk's scores are fetched at once, so that
+each is one wait for memory, and are counted without a branch. A node of an 8-byte member takes 32 bytes, with its part
+of a chunk about 60.
 """
 
-from libc.math cimport INFINITY
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy, memmove
 
@@ -55,48 +59,40 @@ from imds._kernel.table cimport (
 
 cdef enum:
     LARGE = 64          # members of a set without a table, at most
-    CHUNK = 32          # nodes of a chunk, at most
+    CHUNK = 32          # nodes or links of a chunk, at most
     FIRST_ROOM = 4      # of a new set's chunk
-    THIN = 8            # a chunk with so many nodes left, or fewer, is joined by the next one
+    THIN = 8            # a chunk with so many left, or fewer, is joined with a neighbour
     JOINED = 24         # if both together have no more than that
     NODES_AHEAD = 8     # of a walk from node to node
-    LEVELS = 20         # above level 0; every other chunk of a level is on the next: enough for 2^20 chunks
+    LEVELS = 20         # above level 0, at most: enough for any memory, as neighbours have over THIN on average
     CHUNK_HEAD = 16     # bytes of a chunk before its scores
+    LINE = 64           # bytes that are fetched at a time
     NEXT = sizeof(void *)  # what an item begins with and a node has not
 
-ctypedef struct Link:
-    Chunk *next
-    size_t span
-    double score        # at the end INFINITY
-
 ctypedef struct Chunk:
+    Chunk *next         # on the same level
     uint32_t count
     uint32_t room
-    uint32_t levels
-    # ``room`` scores follow, and ``room`` addresses of nodes
+    # ``room`` scores follow, and ``room`` addresses of nodes; of links: of chunks, and ``room`` spans
 
 ctypedef struct Place:
     Chunk *chunk
     uint32_t index
 
 ctypedef struct Path:
-    Chunk *chunks[LEVELS + 1]   # on each level the last one that does not begin behind a place
-    size_t ranks[LEVELS + 1]    # how many nodes are before it
-    uint32_t index              # of the place in the chunk on level 0
+    Chunk *chunks[LEVELS + 1]      # on each level the last one that does not begin behind a place
+    uint32_t indexes[LEVELS + 1]   # of the link that is followed; on level 0 of the place
 
 ctypedef struct Zset:
     size_t count
     size_t bytes
-    Chunk *first
+    Chunk *first        # of level 0
+    Chunk *root
     Table *table
     Zset *next          # of several whose memory is being freed
+    Chunk *below        # while it is: where the level after the root's begins
     uint64_t seed       # of the table
-    uint64_t dice
-    uint32_t height     # levels above 0 that have been used
-
-
-cdef inline Link *link_of(Chunk *chunk, uint32_t level) noexcept nogil:
-    return <Link *>chunk - 1 - level
+    uint32_t height     # the root's level
 
 
 cdef inline double *scores_of(Chunk *chunk) noexcept nogil:
@@ -107,12 +103,20 @@ cdef inline Item **nodes_of(Chunk *chunk) noexcept nogil:
     return <Item **>(scores_of(chunk) + chunk.room)
 
 
+cdef inline Chunk **chunks_of(Chunk *chunk) noexcept nogil:
+    return <Chunk **>(scores_of(chunk) + chunk.room)
+
+
+cdef inline size_t *spans_of(Chunk *chunk) noexcept nogil:
+    return <size_t *>(chunks_of(chunk) + chunk.room)
+
+
 cdef inline size_t node_bytes(size_t size) noexcept nogil:
     return chunk_size(sizeof(Item) - NEXT + size)
 
 
-cdef inline size_t _chunk_bytes(uint32_t room, uint32_t levels) noexcept nogil:
-    return chunk_size(CHUNK_HEAD + (levels + 1) * sizeof(Link) + room * (sizeof(double) + sizeof(Item *)))
+cdef inline size_t _chunk_size(uint32_t room, bint links) noexcept nogil:
+    return CHUNK_HEAD + room * (sizeof(double) + sizeof(void *) + (sizeof(size_t) if links else 0))
 
 
 cdef inline Item *_new_node(const uint8_t *member, size_t size, double score) noexcept nogil:
@@ -132,30 +136,21 @@ cdef inline void node_free(Item *node) noexcept nogil:
     free(<void *>(<uintptr_t>node + NEXT))
 
 
-cdef inline Chunk *_new_chunk(Zset *zset, uint32_t room, uint32_t levels) noexcept nogil:
-    """Return an empty chunk, counted, whose links lead nowhere, or NULL."""
-    cdef uint8_t *block = <uint8_t *>alloc(
-        CHUNK_HEAD + (levels + 1) * sizeof(Link) + room * (sizeof(double) + sizeof(Item *))
-    )
-    cdef Chunk *chunk
-    cdef uint32_t level
-    if block == NULL:
+cdef inline Chunk *_new_chunk(Zset *zset, uint32_t room, bint links) noexcept nogil:
+    """Return an empty chunk, counted, or NULL."""
+    cdef Chunk *chunk = <Chunk *>alloc(_chunk_size(room, links))
+    if chunk == NULL:
         return NULL
-    chunk = <Chunk *>(block + (levels + 1) * sizeof(Link))
+    chunk.next = NULL
     chunk.count = 0
     chunk.room = room
-    chunk.levels = levels
-    for level in range(levels + 1):
-        link_of(chunk, level).next = NULL
-        link_of(chunk, level).span = 0
-        link_of(chunk, level).score = INFINITY
-    zset.bytes += _chunk_bytes(room, levels)
+    zset.bytes += chunk_size(_chunk_size(room, links))
     return chunk
 
 
-cdef inline void _free_chunk(Zset *zset, Chunk *chunk) noexcept nogil:
-    zset.bytes -= _chunk_bytes(chunk.room, chunk.levels)
-    free(link_of(chunk, chunk.levels))
+cdef inline void _free_chunk(Zset *zset, Chunk *chunk, bint links) noexcept nogil:
+    zset.bytes -= chunk_size(_chunk_size(chunk.room, links))
+    free(chunk)
 
 
 cdef inline Zset *zset_new(uint64_t seed) noexcept nogil:
@@ -165,10 +160,10 @@ cdef inline Zset *zset_new(uint64_t seed) noexcept nogil:
         return NULL
     zset.count = zset.bytes = 0
     zset.table = NULL
+    zset.below = NULL
     zset.seed = seed
-    zset.dice = seed | 1
     zset.height = 0
-    zset.first = _new_chunk(zset, FIRST_ROOM, 0)
+    zset.first = zset.root = _new_chunk(zset, FIRST_ROOM, False)
     if zset.first == NULL:
         free(zset)
         return NULL
@@ -183,6 +178,17 @@ cdef inline bint zset_free_some(Zset *zset, size_t most) noexcept nogil:
         if zset.table.segments == NULL:
             free(zset.table)
             zset.table = NULL
+    while most and zset.height:
+        chunk = zset.root
+        if zset.below == NULL:
+            zset.below = chunks_of(chunk)[0]
+        zset.root = chunk.next
+        free(chunk)
+        most -= 1
+        if zset.root == NULL:
+            zset.root = zset.below
+            zset.below = NULL
+            zset.height -= 1
     while most and zset.first != NULL:
         chunk = zset.first
         while most and chunk.count:
@@ -190,9 +196,9 @@ cdef inline bint zset_free_some(Zset *zset, size_t most) noexcept nogil:
             node_free(nodes_of(chunk)[chunk.count])
             most -= 1
         if chunk.count == 0:
-            zset.first = link_of(chunk, 0).next
-            _free_chunk(zset, chunk)
-    if zset.table != NULL or zset.first != NULL:
+            zset.first = chunk.next
+            free(chunk)
+    if zset.table != NULL or zset.first != NULL or zset.height:
         return False
     free(zset)
     return True
@@ -203,38 +209,15 @@ cdef inline void zset_free(Zset *zset) noexcept nogil:
     zset_free_some(zset, <size_t>-1)
 
 
-cdef inline bint _alone(const Zset *zset) noexcept nogil:
-    """Whether the set has one chunk."""
-    return link_of(zset.first, 0).next == NULL
-
-
-cdef inline uint32_t _draw(uint64_t *dice) noexcept nogil:
-    """Draw the levels of a new chunk: one more with probability 1/2 each time. Xorshift64."""
-    cdef uint64_t x = dice[0]
-    cdef uint32_t levels = 0
-    x ^= x << 13
-    x ^= x >> 7
-    x ^= x << 17
-    dice[0] = x
-    x >>= 16  # the low bits of neighbours are alike
-    while levels < LEVELS and x & 1 == 0:
-        levels += 1
-        x >>= 1
-    return levels
-
-
 cdef inline size_t zset_growth(const Zset *zset) noexcept nogil:
-    """Return how many bytes one more node in any chunk may take, but for the node's own."""
+    """Return how many bytes one more node in any chunk may take at most, but for the node's own."""
     cdef Chunk *first = zset.first
-    cdef uint64_t dice = zset.dice
-    cdef size_t tall = _chunk_bytes(CHUNK, LEVELS)
-    if not _alone(zset):
-        return _chunk_bytes(CHUNK, _draw(&dice))
-    if first.count < first.room:
-        return 0
-    if first.room < CHUNK:
-        return _chunk_bytes(2 * first.room, 0) - _chunk_bytes(first.room, 0)
-    return _chunk_bytes(CHUNK, _draw(&dice)) + tall - _chunk_bytes(CHUNK, first.levels)
+    if zset.height == 0:
+        if first.count < first.room:
+            return 0
+        if first.room < CHUNK:
+            return chunk_size(_chunk_size(2 * first.room, False)) - chunk_size(_chunk_size(first.room, False))
+    return chunk_size(_chunk_size(CHUNK, False)) + (zset.height + 1) * chunk_size(_chunk_size(CHUNK, True))
 
 
 cdef inline size_t _cost(size_t count, size_t bytes, bint table) noexcept nogil:
@@ -275,19 +258,31 @@ cdef inline Item *zset_find(const Zset *zset, const uint8_t *member, size_t size
         for i in range(chunk.count):
             if nodes[i].size == size and memcmp(key_of(nodes[i]), member, size) == 0:
                 return nodes[i]
-        chunk = link_of(chunk, 0).next
+        chunk = chunk.next
     return NULL
 
 
-cdef inline bint _leads_on(const Link *link, double score, const uint8_t *member, size_t size) noexcept nogil:
-    """Whether the link's chunk does not begin behind (score, member)."""
+cdef inline Item *_first_below(Chunk *chunk, uint32_t level) noexcept nogil:
+    """Return the first node at or below a chunk of this level."""
+    while level:
+        chunk = chunks_of(chunk)[0]
+        level -= 1
+    return nodes_of(chunk)[0]
+
+
+cdef inline uint32_t _link(Chunk *chunk, uint32_t level, double score, const uint8_t *member, size_t size) noexcept nogil:
+    """Return which of the links of a chunk is the last whose chunk does not begin behind (score, member), or 0."""
+    cdef const double *scores = scores_of(chunk)
+    cdef uint32_t index = 0, i
     cdef Item *first
-    if link.score != score:
-        return link.score < score
-    if link.next == NULL:
-        return False
-    first = nodes_of(link.next)[0]
-    return first.second.score == score and _order(first, member, size) <= 0
+    for i in range(1, chunk.count):
+        index += scores[i] < score
+    while index + 1 < chunk.count and scores[index + 1] == score:  # seldom
+        first = _first_below(chunks_of(chunk)[index + 1], level - 1)
+        if first.second.score != score or _order(first, member, size) > 0:
+            break
+        index += 1
+    return index
 
 
 cdef inline uint32_t _index(Chunk *chunk, double score, const uint8_t *member, size_t size) noexcept nogil:
@@ -310,24 +305,42 @@ cdef inline uint32_t _index(Chunk *chunk, double score, const uint8_t *member, s
     return low
 
 
+cdef inline void _fetch_scores(Chunk *chunk) noexcept nogil:
+    """Have fetched what a search looks at in a chunk that is full."""
+    cdef size_t at = 0
+    while at < CHUNK_HEAD + CHUNK * sizeof(double):
+        fetch(<uint8_t *>chunk + at)
+        at += LINE
+
+
+cdef inline void zset_fetch(const Zset *zset) noexcept nogil:
+    """Have fetched what a search begins with."""
+    _fetch_scores(zset.root)
+
+
+cdef inline Chunk *_down(
+    Chunk *chunk, uint32_t level, double score, const uint8_t *member, size_t size, Path *path
+) noexcept nogil:
+    """Take one step of the way to (score, member), from a chunk of links, and return the chunk that it leads to."""
+    cdef uint32_t index = _link(chunk, level, score, member, size)
+    path.chunks[level] = chunk
+    path.indexes[level] = index
+    chunk = chunks_of(chunk)[index]
+    _fetch_scores(chunk)
+    return chunk
+
+
 cdef inline void _seek(
     const Zset *zset, double score, const uint8_t *member, size_t size, Path *path
 ) noexcept nogil:
     """Find the way to (score, member), or to where it belongs. O(log n)."""
-    cdef Chunk *chunk = zset.first
-    cdef size_t rank = 0
-    cdef uint32_t level = zset.height + 1
-    cdef Link *link
+    cdef Chunk *chunk = zset.root
+    cdef uint32_t level = zset.height
     while level:
+        chunk = _down(chunk, level, score, member, size, path)
         level -= 1
-        link = link_of(chunk, level)
-        while _leads_on(link, score, member, size):
-            rank += link.span
-            chunk = link.next
-            link = link_of(chunk, level)
-        path.chunks[level] = chunk
-        path.ranks[level] = rank
-    path.index = _index(chunk, score, member, size)
+    path.chunks[0] = chunk
+    path.indexes[0] = _index(chunk, score, member, size)
 
 
 cdef inline void _seek_both(const Zset *zset, Item *node, Path *path, double score, Path *other) noexcept nogil:
@@ -335,45 +348,33 @@ cdef inline void _seek_both(const Zset *zset, Item *node, Path *path, double sco
 
     Both at once: each step waits for memory, and the two do not wait for each other.
     """
-    cdef Chunk *here = zset.first
-    cdef Chunk *there = zset.first
-    cdef size_t rank = 0, other_rank = 0
-    cdef uint32_t level = zset.height + 1
+    cdef Chunk *here = zset.root
+    cdef Chunk *there = zset.root
+    cdef uint32_t level = zset.height
     cdef double old = node.second.score
     cdef const uint8_t *member = key_of(node)
-    cdef Link *link
-    cdef Link *other_link
-    cdef bint on, other_on
     while level:
+        here = _down(here, level, old, member, node.size, path)
+        there = _down(there, level, score, member, node.size, other)
         level -= 1
-        link = link_of(here, level)
-        other_link = link_of(there, level)
-        while True:
-            on = _leads_on(link, old, member, node.size)
-            other_on = _leads_on(other_link, score, member, node.size)
-            if on:
-                rank += link.span
-                here = link.next
-                link = link_of(here, level)
-            if other_on:
-                other_rank += other_link.span
-                there = other_link.next
-                other_link = link_of(there, level)
-            if not on and not other_on:
-                break
-        path.chunks[level] = here
-        path.ranks[level] = rank
-        other.chunks[level] = there
-        other.ranks[level] = other_rank
-    path.index = _index(here, old, member, node.size)
-    other.index = _index(there, score, member, node.size)
+    path.chunks[0] = here
+    path.indexes[0] = _index(here, old, member, node.size)
+    other.chunks[0] = there
+    other.indexes[0] = _index(there, score, member, node.size)
 
 
 cdef inline size_t zset_place(const Zset *zset, double score, const uint8_t *member, size_t size) noexcept nogil:
     """Return how many nodes come before (score, member). O(log n)."""
+    cdef Chunk *chunk = zset.root
     cdef Path path
-    _seek(zset, score, member, size, &path)
-    return path.ranks[0] + path.index
+    cdef size_t rank = 0
+    cdef uint32_t level = zset.height, i
+    while level:
+        chunk = _down(chunk, level, score, member, size, &path)
+        for i in range(path.indexes[level]):
+            rank += spans_of(path.chunks[level])[i]
+        level -= 1
+    return rank + _index(chunk, score, member, size)
 
 
 cdef inline size_t zset_rank(const Zset *zset, Item *node) noexcept nogil:
@@ -397,7 +398,7 @@ cdef inline void fetch_on(const Place *place) noexcept nogil:
     cdef uint32_t index
     for index in range(place.index, min(place.index + NODES_AHEAD, place.chunk.count)):
         node_fetch(nodes_of(place.chunk)[index])
-    fetch(link_of(place.chunk, 0).next)
+    fetch(place.chunk.next)
 
 
 cdef inline void place_next(Place *place) noexcept nogil:
@@ -405,8 +406,8 @@ cdef inline void place_next(Place *place) noexcept nogil:
     place.index += 1
     if place.index + NODES_AHEAD <= place.chunk.count:
         node_fetch(nodes_of(place.chunk)[place.index + NODES_AHEAD - 1])
-    elif place.index == place.chunk.count and link_of(place.chunk, 0).next != NULL:
-        place.chunk = link_of(place.chunk, 0).next
+    elif place.index == place.chunk.count and place.chunk.next != NULL:
+        place.chunk = place.chunk.next
         place.index = 0
         fetch_on(place)
 
@@ -425,9 +426,9 @@ cdef inline Place zset_first(const Zset *zset, double score) noexcept nogil:
     cdef Place place
     _seek(zset, score, <const uint8_t *>zset, 0, &path)  # of no bytes, wherever they are
     place.chunk = path.chunks[0]
-    place.index = path.index
-    if place.index == place.chunk.count and link_of(place.chunk, 0).next != NULL:
-        place.chunk = link_of(place.chunk, 0).next
+    place.index = path.indexes[0]
+    if place.index == place.chunk.count and place.chunk.next != NULL:
+        place.chunk = place.chunk.next
         place.index = 0
     fetch_on(&place)
     return place
@@ -436,15 +437,19 @@ cdef inline Place zset_first(const Zset *zset, double score) noexcept nogil:
 cdef inline Place zset_at(const Zset *zset, size_t rank) noexcept nogil:
     """Return the place of the node of this rank. O(log n)."""
     cdef Place place
-    cdef uint32_t level = zset.height + 1
-    place.chunk = zset.first
+    cdef uint32_t level = zset.height, index
+    cdef const size_t *spans
+    place.chunk = zset.root
     if rank >= zset.count:
         rank = zset.count
     while level:
+        spans = spans_of(place.chunk)
+        index = 0
+        while index + 1 < place.chunk.count and spans[index] <= rank:
+            rank -= spans[index]
+            index += 1
+        place.chunk = chunks_of(place.chunk)[index]
         level -= 1
-        while link_of(place.chunk, level).next != NULL and link_of(place.chunk, level).span <= rank:
-            rank -= link_of(place.chunk, level).span
-            place.chunk = link_of(place.chunk, level).next
     place.index = <uint32_t>rank
     fetch_on(&place)
     return place
@@ -471,118 +476,178 @@ cdef inline void _take_out(Chunk *chunk, uint32_t index) noexcept nogil:
     chunk.count -= 1
 
 
-cdef inline void _pour(Chunk *chunk, uint32_t start, Chunk *into) noexcept nogil:
-    """Move the nodes from ``start`` on behind those of another chunk, which has room."""
-    cdef uint32_t count = chunk.count - start
+cdef inline size_t _pour(Chunk *chunk, uint32_t start, Chunk *into, bint links) noexcept nogil:
+    """Move what a chunk has from ``start`` on behind what another one has, which has room; return how many nodes it is."""
+    cdef uint32_t count = chunk.count - start, i
+    cdef size_t nodes = count
     memcpy(scores_of(into) + into.count, scores_of(chunk) + start, count * sizeof(double))
-    memcpy(nodes_of(into) + into.count, nodes_of(chunk) + start, count * sizeof(Item *))
+    memcpy(nodes_of(into) + into.count, nodes_of(chunk) + start, count * sizeof(void *))
+    if links:
+        memcpy(spans_of(into) + into.count, spans_of(chunk) + start, count * sizeof(size_t))
+        nodes = 0
+        for i in range(start, chunk.count):
+            nodes += spans_of(chunk)[i]
     into.count += count
     chunk.count = start
+    return nodes
+
+
+cdef inline void _put_link(Chunk *chunk, uint32_t index, double score, Chunk *to, size_t span) noexcept nogil:
+    """Put a link into a chunk that has room."""
+    cdef size_t *spans = spans_of(chunk) + index
+    memmove(spans + 1, spans, (chunk.count - index) * sizeof(size_t))
+    spans[0] = span
+    _put_in(chunk, index, <Item *>to, score)
+
+
+cdef inline void _take_link(Chunk *chunk, uint32_t index) noexcept nogil:
+    cdef size_t *spans = spans_of(chunk) + index
+    memmove(spans, spans + 1, (chunk.count - index - 1) * sizeof(size_t))
+    _take_out(chunk, index)
 
 
 cdef inline void _count_on(const Zset *zset, const Path *path, size_t number) noexcept nogil:
     """There are ``number`` nodes more at the end of the path; -1 is one less."""
     cdef uint32_t level
-    for level in range(zset.height + 1):
-        link_of(path.chunks[level], level).span += number
+    for level in range(1, zset.height + 1):
+        spans_of(path.chunks[level])[path.indexes[level]] += number
 
 
-cdef inline bint _resize_first(Zset *zset, uint32_t room, uint32_t levels) noexcept nogil:
-    """Give the chunk of a set that has one other measures; False, and nothing done, if there is no memory."""
-    cdef Chunk *first = _new_chunk(zset, room, levels)
+cdef inline bint _resize_first(Zset *zset, uint32_t room) noexcept nogil:
+    """Give the only chunk of a set another room; False, and nothing done, if there is no memory."""
+    cdef Chunk *first = _new_chunk(zset, room, False)
     if first == NULL:
         return False
-    _pour(zset.first, 0, first)
-    link_of(first, 0).span = first.count
-    _free_chunk(zset, zset.first)
-    zset.first = first
+    _pour(zset.first, 0, first, False)
+    _free_chunk(zset, zset.first, False)
+    zset.first = zset.root = first
     return True
 
 
 cdef inline bint _split(Zset *zset, Path *path) noexcept nogil:
-    """Part the full chunk on level 0 of a path in two, of which it may lead to either afterwards.
+    """Part the full chunk on level 0 of a path in two, and as many above it as are full; the path leads on.
 
-    False, and nothing that matters done, if there is no memory. Who adds at one of the ends leaves full chunks behind.
+    False, and nothing done, if there is no memory. Who adds at the end leaves full chunks behind.
     """
-    cdef Chunk *chunk = path.chunks[0]
-    cdef Chunk *new
-    cdef Link *link
-    cdef Link *before
-    cdef uint32_t level
-    cdef uint32_t kept = CHUNK // 2
-    cdef size_t rank
-    if _alone(zset) and zset.first.levels < LEVELS:
-        if not _resize_first(zset, CHUNK, LEVELS):
+    cdef Chunk *new[LEVELS + 1]
+    cdef Chunk *root = NULL
+    cdef Chunk *chunk
+    cdef uint32_t top = 0, level, kept, made
+    cdef double score
+    cdef size_t span
+    while top < zset.height and path.chunks[top + 1].count == CHUNK:
+        top += 1
+    for made in range(top + 1):
+        new[made] = _new_chunk(zset, CHUNK, made > 0)
+    if top == zset.height and top < LEVELS:
+        root = _new_chunk(zset, CHUNK, True)
+    for made in range(top + 1):
+        if new[made] == NULL or (top == zset.height and root == NULL):
+            for level in range(top + 1):
+                if new[level] != NULL:
+                    _free_chunk(zset, new[level], level > 0)
+            if root != NULL:
+                _free_chunk(zset, root, True)
             return False
-        chunk = path.chunks[0] = zset.first
-    new = _new_chunk(zset, CHUNK, _draw(&zset.dice))
-    if new == NULL:
-        return False
-    if path.index == <uint32_t>CHUNK and link_of(chunk, 0).next == NULL:
-        kept = CHUNK - 1
-    elif path.index == 0 and chunk == zset.first:
-        kept = 1
-    while zset.height < new.levels:
+    if root != NULL:
+        _put_link(root, 0, scores_of(zset.root)[0], zset.root, zset.count)
+        zset.root = root
         zset.height += 1
-        path.chunks[zset.height] = zset.first
-        path.ranks[zset.height] = 0
-        link_of(zset.first, zset.height).next = NULL
-        link_of(zset.first, zset.height).score = INFINITY
-        link_of(zset.first, zset.height).span = zset.count
-    rank = path.ranks[0] + kept
-    for level in range(new.levels + 1):
-        before = link_of(path.chunks[level], level)
-        link = link_of(new, level)
-        link.next = before.next
-        link.score = before.score
-        link.span = before.span - (rank - path.ranks[level])
-        before.next = new
-        before.score = scores_of(chunk)[kept]
-        before.span = rank - path.ranks[level]
-    _pour(chunk, kept, new)
+        path.chunks[zset.height] = root
+        path.indexes[zset.height] = 0
+    level = top + 1
+    while level:
+        level -= 1
+        chunk = path.chunks[level]
+        kept = CHUNK // 2
+        if chunk.next == NULL and path.indexes[level] + (level > 0) == <uint32_t>CHUNK:
+            kept = CHUNK - 1
+        elif level == 0 and path.indexes[0] == 0 and chunk == zset.first:
+            kept = 1
+        score = scores_of(chunk)[kept]
+        span = _pour(chunk, kept, new[level], level > 0)
+        new[level].next = chunk.next
+        chunk.next = new[level]
+        spans_of(path.chunks[level + 1])[path.indexes[level + 1]] -= span
+        _put_link(path.chunks[level + 1], path.indexes[level + 1] + 1, score, new[level], span)
+        if path.indexes[level] >= kept + (level == 0):
+            path.chunks[level] = new[level]
+            path.indexes[level] -= kept
+            path.indexes[level + 1] += 1
     return True
 
 
 cdef inline bint _make_place(Zset *zset, Path *path) noexcept nogil:
-    """See to it that the chunk of a path is not full; False if there is no memory. The path may have to be found anew."""
-    cdef Chunk *chunk = path.chunks[0]
-    return _resize_first(zset, 2 * chunk.room, 0) if chunk.room < CHUNK else _split(zset, path)
+    """See to it that the chunk at the end of a path is not full; False if there is no memory."""
+    if path.chunks[0].room == CHUNK:
+        return _split(zset, path)
+    if not _resize_first(zset, 2 * path.chunks[0].room):
+        return False
+    path.chunks[0] = zset.first
+    return True
 
 
-cdef inline void _join(Zset *zset, Chunk *chunk, double score, const uint8_t *member, size_t size) noexcept nogil:
-    """Move all nodes of a chunk that is not the first into the one before it, which has room, and free it.
+cdef inline Chunk *_chunk_before(const Zset *zset, const Path *path, uint32_t level) noexcept nogil:
+    """Return the chunk before that of a path on a level, NULL if it is the first."""
+    cdef uint32_t up = level + 1
+    cdef Chunk *chunk
+    while up <= zset.height and path.indexes[up] == 0:
+        up += 1
+    if up > zset.height:
+        return NULL
+    chunk = chunks_of(path.chunks[up])[path.indexes[up] - 1]
+    while up > level + 1:
+        up -= 1
+        chunk = chunks_of(chunk)[chunk.count - 1]
+    return chunk
 
-    (score, member) is the chunk's first node, or the last one that was there.
+
+cdef inline void _join(Zset *zset, Chunk *above, uint32_t index, bint links) noexcept nogil:
+    """Move what the chunk behind a link has into the one before it, which has room, and free it."""
+    cdef Chunk *chunk = chunks_of(above)[index]
+    cdef Chunk *before = chunks_of(above)[index - 1]
+    if links:  # what was a first link has a score that matters now
+        scores_of(chunk)[0] = scores_of(above)[index]
+    spans_of(above)[index - 1] += _pour(chunk, 0, before, links)
+    before.next = chunk.next
+    _free_chunk(zset, chunk, links)
+    _take_link(above, index)
+
+
+cdef inline void _thin_out(Zset *zset, const Path *path) noexcept nogil:
+    """After a node went from the end of a path, see to its chunk, and those above it, if they are thin. O(log n).
+
+    The path leads nowhere then.
     """
-    cdef Chunk *before = zset.first
-    cdef uint32_t level = zset.height + 1
-    cdef Link *link
-    while level:
-        level -= 1
-        link = link_of(before, level)
-        while link.next != chunk and _leads_on(link, score, member, size):
-            before = link.next
-            link = link_of(before, level)
-        if link.next == chunk:
-            link.span += link_of(chunk, level).span
-            link.score = link_of(chunk, level).score
-            link.next = link_of(chunk, level).next
-    _pour(chunk, 0, before)
-    _free_chunk(zset, chunk)
-
-
-cdef inline void _thin_out(Zset *zset, Path *path, double score, const uint8_t *member, size_t size) noexcept nogil:
-    """After a node went from the end of a path, have its chunk join a neighbour if it should. O(log n)."""
-    cdef Chunk *chunk = path.chunks[0]
-    cdef Chunk *next = link_of(chunk, 0).next
-    cdef Item *first
-    if chunk.count > THIN:
-        return
-    if chunk.count == 0 and chunk != zset.first:
-        _join(zset, chunk, score, member, size)
-    elif next != NULL and chunk.count + next.count <= <uint32_t>(JOINED if chunk.count else CHUNK):
-        first = nodes_of(next)[0]
-        _join(zset, next, first.second.score, key_of(first), first.size)
+    cdef Chunk *chunk
+    cdef Chunk *above
+    cdef Chunk *before
+    cdef uint32_t level, index
+    for level in range(zset.height):
+        chunk = path.chunks[level]
+        above = path.chunks[level + 1]
+        index = path.indexes[level + 1]
+        if chunk.count > THIN:
+            return
+        if chunk.count == 0:
+            before = _chunk_before(zset, path, level)
+            if before != NULL:
+                before.next = chunk.next
+            elif level == 0:
+                zset.first = chunk.next
+            _free_chunk(zset, chunk, level > 0)
+            _take_link(above, index)
+        elif index + 1 < above.count and chunk.count + chunks_of(above)[index + 1].count <= JOINED:
+            _join(zset, above, index + 1, level > 0)
+        elif index > 0 and chunk.count + chunks_of(above)[index - 1].count <= JOINED:
+            _join(zset, above, index, level > 0)
+        else:
+            return
+    while zset.height and zset.root.count == 1:
+        chunk = zset.root
+        zset.root = chunks_of(chunk)[0]
+        zset.height -= 1
+        _free_chunk(zset, chunk, True)
 
 
 cdef inline bint _make_table(Zset *zset) noexcept nogil:
@@ -611,17 +676,15 @@ cdef inline bint zset_attach(Zset *zset, Item *node) noexcept nogil:
     """Add ``node``, whose member is not here; False if there is no memory. O(log n)."""
     cdef Path path
     _seek(zset, node.second.score, key_of(node), node.size, &path)
-    if path.chunks[0].count == path.chunks[0].room:
-        if not _make_place(zset, &path):
-            return False
-        _seek(zset, node.second.score, key_of(node), node.size, &path)
+    if path.chunks[0].count == path.chunks[0].room and not _make_place(zset, &path):
+        return False
     if zset.table == NULL and zset.count >= LARGE and not _make_table(zset):
         return False
     if zset.table != NULL and not table_add(
         zset.table, table_hash(zset.table, key_of(node), node.size), node
     ):
         return False
-    _put_in(path.chunks[0], path.index, node, node.second.score)
+    _put_in(path.chunks[0], path.indexes[0], node, node.second.score)
     _count_on(zset, &path, 1)
     zset.count += 1
     zset.bytes += node_bytes(node.size)
@@ -641,11 +704,11 @@ cdef inline void zset_detach(Zset *zset, Item *node) noexcept nogil:
     """Take ``node`` out; it is the caller's now. O(log n)."""
     cdef Path path
     _seek(zset, node.second.score, key_of(node), node.size, &path)
-    _take_out(path.chunks[0], path.index)
+    _take_out(path.chunks[0], path.indexes[0])
     _count_on(zset, &path, <size_t>-1)
     zset.count -= 1
     zset.bytes -= node_bytes(node.size)
-    _thin_out(zset, &path, node.second.score, key_of(node), node.size)
+    _thin_out(zset, &path)
     if zset.table != NULL:
         table_remove(
             zset.table, table_hash(zset.table, key_of(node), node.size), table_slot(zset.table, node)
@@ -654,16 +717,14 @@ cdef inline void zset_detach(Zset *zset, Item *node) noexcept nogil:
             table_free(zset.table)
             free(zset.table)
             zset.table = NULL
-    if zset.count <= THIN and zset.first.levels and _alone(zset):
-        zset.height = 0
-        _resize_first(zset, 2 * THIN, 0)  # without memory it stays as it is, until the next one goes
+    if zset.count <= THIN and zset.height == 0 and zset.first.room > 2 * THIN:
+        _resize_first(zset, 2 * THIN)  # without memory it stays as it is, until the next one goes
 
 
 cdef inline bint zset_move(Zset *zset, Item *node, double score) noexcept nogil:
     """Give ``node`` another score; False, and nothing that matters done, if there is no memory. O(log n)."""
     cdef Path path
     cdef Path to
-    cdef double old = node.second.score
     cdef Chunk *chunk
     _seek_both(zset, node, &path, score, &to)
     if path.chunks[0] != to.chunks[0] and to.chunks[0].count == CHUNK:
@@ -672,58 +733,87 @@ cdef inline bint zset_move(Zset *zset, Item *node, double score) noexcept nogil:
         _seek_both(zset, node, &path, score, &to)
     if path.chunks[0] == to.chunks[0]:
         chunk = path.chunks[0]
-        _take_out(chunk, path.index)
-        _put_in(chunk, to.index - (to.index > path.index), node, score)
+        _take_out(chunk, path.indexes[0])
+        _put_in(chunk, to.indexes[0] - (to.indexes[0] > path.indexes[0]), node, score)
         node.second.score = score
         return True
-    _take_out(path.chunks[0], path.index)
+    _take_out(path.chunks[0], path.indexes[0])
     _count_on(zset, &path, <size_t>-1)
-    _put_in(to.chunks[0], to.index, node, score)
+    _put_in(to.chunks[0], to.indexes[0], node, score)
     _count_on(zset, &to, 1)
     node.second.score = score
-    _thin_out(zset, &path, old, key_of(node), node.size)
+    _thin_out(zset, &path)
     return True
+
+
+cdef inline size_t _nodes_below(Chunk *chunk, bint links) noexcept nogil:
+    cdef size_t nodes = 0
+    cdef uint32_t i
+    for i in range(chunk.count):
+        nodes += spans_of(chunk)[i] if links else 1
+    return nodes
+
+
+cdef inline Item *_last_below(Chunk *chunk, uint32_t level) noexcept nogil:
+    while level:
+        chunk = chunks_of(chunk)[chunk.count - 1]
+        level -= 1
+    return nodes_of(chunk)[chunk.count - 1]
+
+
+cdef inline const char *_level_flaw(
+    const Zset *zset, uint32_t level, Chunk *chunk, Chunk *below, size_t *bytes
+) noexcept nogil:
+    """Return what is wrong with a level of links, whose first chunk and that of the level below these are, or NULL."""
+    cdef Chunk *before = NULL
+    cdef uint32_t i
+    while chunk != NULL:
+        if chunk.count == 0 or chunk.count > CHUNK or chunk.room != CHUNK:
+            return "sorted set: a chunk of links with no link, or with other measures"
+        for i in range(chunk.count):
+            if chunks_of(chunk)[i] != below:
+                return "sorted set: a link that misses a chunk"
+            if spans_of(chunk)[i] != _nodes_below(below, level > 1):
+                return "sorted set: a wrong span"
+            if i and not (
+                _last_below(before, level - 1).second.score
+                <= scores_of(chunk)[i]
+                <= _first_below(below, level - 1).second.score
+            ):
+                return "sorted set: a link whose score parts nothing"
+            before = below
+            below = below.next
+        bytes[0] += chunk_size(_chunk_size(CHUNK, True))
+        chunk = chunk.next
+    if below != NULL:
+        return "sorted set: a chunk without a link"
+    return NULL
 
 
 cdef inline const char *zset_flaw(const Zset *zset) noexcept nogil:
     """Return what is wrong with the set, or NULL. O(n log n)."""
-    cdef Chunk *chunk = zset.first
+    cdef Chunk *first[LEVELS + 1]
+    cdef Chunk *chunk
     cdef Item *node
     cdef Item *before = NULL
-    cdef Chunk *path[LEVELS + 1]   # on each level the chunk that must be linked to the next one of that level
-    cdef size_t ranks[LEVELS + 1]
     cdef size_t count = 0, total = 0
     cdef uint32_t level, i
     cdef double score
-    if zset.height > LEVELS or zset.height > chunk.levels:
-        return "sorted set: higher than its first chunk"
-    for level in range(zset.height + 1):
-        path[level] = NULL
+    cdef const char *flaw
+    if zset.height > LEVELS or zset.root.next != NULL or (zset.height and zset.root.count < 2):
+        return "sorted set: a root that is none"
+    first[zset.height] = zset.root
+    for level in range(zset.height, 0, -1):
+        first[level - 1] = chunks_of(first[level])[0]
+    if first[0] != zset.first:
+        return "sorted set: the first link does not lead to the first chunk"
+    chunk = zset.first
     while chunk != NULL:
         if chunk.count == 0 and zset.count:
             return "sorted set: an empty chunk"
-        if chunk.count > chunk.room or chunk.room > CHUNK:
-            return "sorted set: a chunk with more than it has room for"
-        if not _alone(zset) and (chunk.room != CHUNK or zset.first.levels != LEVELS):
-            return "sorted set: a small chunk among others"
-        if chunk != zset.first and chunk.levels > zset.height:
-            return "sorted set: a chunk above the height"
-        for level in range(min(chunk.levels, zset.height) + 1):
-            if path[level] != NULL:
-                if link_of(path[level], level).next != chunk:
-                    return "sorted set: a link that misses a chunk"
-                if link_of(path[level], level).score != link_of(path[0], 0).score:
-                    return "sorted set: links of other scores to one chunk"
-                if ranks[level] + link_of(path[level], level).span != count:
-                    return "sorted set: a wrong span"
-        if before != NULL and not (
-            before.second.score <= link_of(path[0], 0).score <= nodes_of(chunk)[0].second.score
-        ):
-            return "sorted set: a link whose score parts nothing"
-        for level in range(min(chunk.levels, zset.height) + 1):
-            path[level] = chunk
-            ranks[level] = count
-        total += _chunk_bytes(chunk.room, chunk.levels)
+        if chunk.count > chunk.room or chunk.room > CHUNK or (zset.height and chunk.room != CHUNK):
+            return "sorted set: a chunk with other measures"
+        total += chunk_size(_chunk_size(chunk.room, False))
         for i in range(chunk.count):
             node = nodes_of(chunk)[i]
             count += 1
@@ -740,17 +830,22 @@ cdef inline const char *zset_flaw(const Zset *zset) noexcept nogil:
                 return "sorted set: out of order"
             if zset_find(zset, key_of(node), node.size) != node:
                 return "sorted set: a member that is not found"
-            if zset_rank(zset, node) != count - 1:
-                return "sorted set: a member of another rank"
             before = node
-        chunk = link_of(chunk, 0).next
-    for level in range(zset.height + 1):
-        if link_of(path[level], level).next != NULL or link_of(path[level], level).score != INFINITY:
-            return "sorted set: a link beyond the end"
-        if ranks[level] + link_of(path[level], level).span != count:
-            return "sorted set: a wrong span at the end"
+        chunk = chunk.next
+    for level in range(1, zset.height + 1):
+        flaw = _level_flaw(zset, level, first[level], first[level - 1], &total)
+        if flaw != NULL:
+            return flaw
     if count != zset.count or total != zset.bytes:
         return "sorted set: count or bytes are wrong"
+    count = 0
+    chunk = zset.first
+    while chunk != NULL:
+        for i in range(chunk.count):
+            if zset_rank(zset, nodes_of(chunk)[i]) != count:
+                return "sorted set: a member of another rank"
+            count += 1
+        chunk = chunk.next
     if zset.table == NULL and count > LARGE:
         return "sorted set: large without a table"
     if zset.table != NULL and count < LARGE // 2:

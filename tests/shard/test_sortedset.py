@@ -139,6 +139,58 @@ def test_members_come_move_and_go(new, scores):
     assert len(ranks) == 0
 
 
+ORDERS = {
+    "up": lambda numbers: numbers,
+    "down": lambda numbers: numbers[::-1],
+    "at random": lambda numbers: random.Random(3).sample(numbers, len(numbers)),
+    "from the middle": lambda numbers: numbers[len(numbers) // 2 :] + numbers[: len(numbers) // 2][::-1],
+    "one in twenty last": lambda numbers: sorted(numbers, key=lambda number: number % 20 == 0),
+}
+
+
+@pytest.mark.parametrize("going", ORDERS)
+@pytest.mark.parametrize("coming", ["up", "down", "at random"])
+def test_members_come_and_go_in_this_order(new, coming, going):
+    """Every level of a large set grows and ends, from either side or everywhere; some come back meanwhile."""
+    numbers = list(range(7000))
+    ranks = new()
+    for number in ORDERS[coming](numbers):
+        assert ranks.add(b"%05d" % number, float(number)) is True
+    model = {b"%05d" % number: float(number) for number in numbers}
+    for step, number in enumerate(ORDERS[going](numbers)):
+        assert ranks.remove(b"%05d" % number)
+        del model[b"%05d" % number]
+        if step % 7 == 0:
+            ranks.add(b"back", number - 0.5)
+            model[b"back"] = number - 0.5
+        if step % 500 == 0:
+            ranks.check()
+            assert list(ranks.range(-inf, inf)) == sorted((s, m) for m, s in model.items())
+    ranks.check()
+    assert list(ranks.range(-inf, inf)) == [(model[b"back"], b"back")]
+
+
+def test_ranges_go_and_a_few_come_back_in_their_midst(new):
+    """What leads to a chunk that begins earlier than it did, while chunks of links join."""
+    dice = random.Random(2)
+    for _ in range(4):
+        ranks, model = new(), {b"%05d" % number: float(number) for number in range(8000)}
+        for member, score in model.items():
+            ranks.add(member, score)
+        while len(model) > 300:
+            low = dice.uniform(-100, 8000)
+            high = low + dice.choice([30, 700, 1400])
+            for member in [member for member, score in model.items() if low <= score <= high]:
+                assert ranks.remove(member)
+                del model[member]
+            for _ in range(5):
+                member, score = b"new %d" % dice.randrange(10_000), dice.uniform(low, high)
+                ranks.add(member, score)
+                model[member] = score
+            ranks.check()
+        assert list(ranks.range(-inf, inf)) == sorted((s, m) for m, s in model.items())
+
+
 def test_many_members_of_one_score(new):
     ranks = new()
     members = [b"%05d" % number for number in range(3000)]
