@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import compare
+from generator import Job
 from results import Group, Results, slug
 from table import Row, Section, figure, section_lines
 
@@ -113,3 +116,23 @@ def test_slug() -> None:
 )
 def test_figures_are_short(value: float, text: str) -> None:
     assert figure(value) == text
+
+
+def test_checkouts_are_compared_round_by_round(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {
+        "before": compare.Runs([100.0, 200.0, 400.0], [2.0, 2.5, 9.0]),
+        "after": compare.Runs([150.0, 200.0, 300.0], [1.0, 1.25, 3.0]),
+    }
+    compare._line(Job("set", 16), runs)
+    assert capsys.readouterr().out == (
+        "set at 16: before 200/s; after 1.000 (0.75 to 1.50) | before 2.50, after 1.25 µs\n"
+    )
+
+
+def test_a_checkout_is_named_and_may_have_variables(tmp_path: Path) -> None:
+    (tmp_path / "imds").mkdir()
+    (tmp_path / "imds" / "__init__.py").touch()
+    assert compare._tree(f"new={tmp_path},A=1,B=") == ("new", tmp_path, {"A": "1", "B": ""})
+    for wrong in (str(tmp_path), f"={tmp_path}", f"new={tmp_path}/imds", f"new={tmp_path},A"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            compare._tree(wrong)
