@@ -29,8 +29,8 @@ What always holds (:func:`zset_flaw` looks for the first breach):
 It is the deterministic skip list of J. I. Munro, T. Papadakis and R. Sedgewick ("Deterministic skip lists", 1992), who
 keep the gaps between the elements of a level within bounds rather than leave them to chance, unrolled as a B+ tree
 is, and with the spans of W. Pugh's "Skip list cookbook" (1990). With up to 32 to a chunk a search among a thousand
-members looks at two chunks and among a million at four or five; all of a chunk's scores are fetched at once, so that
-each is one wait for memory, and are counted without a branch. A node of an 8-byte member takes 32 bytes, with its part
+members looks at two or three chunks, among a million at five. A chunk's scores are fetched at once, so that each chunk
+is one wait for memory, and they are counted without a branch. A node of an 8-byte member takes 32 bytes, with its part
 of a chunk about 60.
 """
 
@@ -64,7 +64,7 @@ cdef enum:
     THIN = 8            # a chunk with so many left, or fewer, is joined with a neighbour
     JOINED = 24         # if both together have no more than that
     NODES_AHEAD = 8     # of a walk from node to node
-    LEVELS = 20         # above level 0, at most: enough for any memory, as neighbours have over THIN on average
+    LEVELS = 20         # above level 0, at most: enough for any memory, as two neighbours have more than THIN together
     CHUNK_HEAD = 16     # bytes of a chunk before its scores
     LINE = 64           # bytes that are fetched at a time
     NEXT = sizeof(void *)  # what an item begins with and a node has not
@@ -149,8 +149,9 @@ cdef inline Chunk *_new_chunk(Zset *zset, uint32_t room, bint links) noexcept no
 
 
 cdef inline void _free_chunk(Zset *zset, Chunk *chunk, bint links) noexcept nogil:
-    zset.bytes -= chunk_size(_chunk_size(chunk.room, links))
-    free(chunk)
+    if chunk != NULL:
+        zset.bytes -= chunk_size(_chunk_size(chunk.room, links))
+        free(chunk)
 
 
 cdef inline Zset *zset_new(uint64_t seed) noexcept nogil:
@@ -532,23 +533,24 @@ cdef inline bint _split(Zset *zset, Path *path) noexcept nogil:
     cdef Chunk *new[LEVELS + 1]
     cdef Chunk *root = NULL
     cdef Chunk *chunk
-    cdef uint32_t top = 0, level, kept, made
+    cdef uint32_t top = 0, level, kept
     cdef double score
     cdef size_t span
+    cdef bint enough
     while top < zset.height and path.chunks[top + 1].count == CHUNK:
         top += 1
-    for made in range(top + 1):
-        new[made] = _new_chunk(zset, CHUNK, made > 0)
-    if top == zset.height and top < LEVELS:
+    enough = top < LEVELS
+    for level in range(top + 1):
+        new[level] = _new_chunk(zset, CHUNK, level > 0)
+        enough = enough and new[level] != NULL
+    if top == zset.height:
         root = _new_chunk(zset, CHUNK, True)
-    for made in range(top + 1):
-        if new[made] == NULL or (top == zset.height and root == NULL):
-            for level in range(top + 1):
-                if new[level] != NULL:
-                    _free_chunk(zset, new[level], level > 0)
-            if root != NULL:
-                _free_chunk(zset, root, True)
-            return False
+        enough = enough and root != NULL
+    if not enough:
+        for level in range(top + 1):
+            _free_chunk(zset, new[level], level > 0)
+        _free_chunk(zset, root, True)
+        return False
     if root != NULL:
         _put_link(root, 0, scores_of(zset.root)[0], zset.root, zset.count)
         zset.root = root
