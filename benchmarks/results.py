@@ -51,8 +51,10 @@ class Results:
                 raise ValueError(f"{path}: not the results of this program: {error!r}") from None
 
     def put(self, name: str, group: Group) -> None:
-        """Take ``group`` for what is known of ``name``."""
+        """Take ``group`` for what is known of ``name``. Its pictures go, which show other figures."""
         self.groups[name] = group
+        for section in group.sections:
+            (self.directory / _picture(section)).unlink(missing_ok=True)
         self.groups = dict(sorted(self.groups.items(), key=lambda pair: self._order.get(pair[0], 1 << 30)))
 
     def write(self, draw: Callable[[Section, Path], bool] = lambda _section, _path: False) -> None:
@@ -73,7 +75,7 @@ class Results:
             for section in group.sections:
                 lines += section_lines(section)
                 if section.axis:
-                    picture = Path("plots") / f"{slug(section.title)}.png"
+                    picture = _picture(section)
                     if draw(section, self.directory / picture) or (self.directory / picture).exists():
                         lines += [f"![{section.title}]({picture})", ""]
         return "\n".join(lines).rstrip() + "\n"
@@ -90,6 +92,10 @@ class Results:
         if not verdicts:
             return []
         return [f"Goals: {sum(verdicts)} of {len(verdicts)} met{'. Missed:' if missed else '.'}", "", *missed]
+
+
+def _picture(section: Section) -> Path:
+    return Path("plots") / f"{slug(section.title)}.png"
 
 
 def _misses(row: Row, server: str) -> list[str]:

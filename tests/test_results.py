@@ -98,6 +98,11 @@ def test_a_section_with_an_axis_gets_its_picture(tmp_path: Path) -> None:
     text = results.markdown(lambda _section, path: not drawn.append(path))
     assert "![Title](plots/title.png)" in text
     assert drawn == [tmp_path / "plots" / "title.png"]
+    drawn[0].parent.mkdir()
+    drawn[0].touch()
+    assert "![Title](plots/title.png)" in results.markdown()  # drawn earlier, from the same figures
+    results.put("one", Group({}, [part]))
+    assert "![" not in results.markdown()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"groups": {"a": {"facts": {}}}}', '{"groups": {"a": 1}}'])
