@@ -224,7 +224,7 @@ _read_table()
 # Functions that have a compiled form, and with how many tokens. The rest of them, and of their cases, is Python's.
 cdef enum Form:
     ADD, EXISTS, TTL, EXPIRE, STAY, TYPE, TOUCH, DELETE
-    SETEX, SETWORDS, SETNX, GETSET, GETDEL, APPEND, STRLEN, GETRANGE, MGET, MSET
+    SETEX, SETWORDS, SETNX, GETSET, GETDEL, GETEX, APPEND, STRLEN, GETRANGE, MGET, MSET
     ZADDS, ZINCRBY, ZSCORE, ZMSCORE, ZCARD, ZCOUNT, ZREVRANK, ZRANKS, ZSCORES, ZTAKES, ZPOP, ZTAKERANKS, ZTAKESCORES
 
 cdef enum Outcome:
@@ -243,7 +243,7 @@ cdef enum:
     ANY = 0xFFFFFFFF
 
 cdef enum:
-    FORM_COUNT = 42
+    FORM_COUNT = 43
 
 cdef FormRow[FORM_COUNT] FORMS = [  # in the order of the names' lengths
     FormRow("set", 3, SETWORDS, 4, 6, 0, 0),
@@ -259,6 +259,7 @@ cdef FormRow[FORM_COUNT] FORMS = [  # in the order of the names' lengths
     FormRow("zadd", 4, ZADDS, 6, ANY, 0, 0),
     FormRow("setex", 5, SETEX, 4, 4, 1000, 0),
     FormRow("setnx", 5, SETNX, 3, 3, 0, 0),
+    FormRow("getex", 5, GETEX, 2, 4, 0, 0),
     FormRow("zcard", 5, ZCARD, 2, 2, 0, 0),
     FormRow("touch", 5, TOUCH, 2, ANY, 0, 0),
     FormRow("incrby", 6, ADD, 3, 3, 1, 0),
@@ -1119,6 +1120,8 @@ cdef class UnifiedStore(Executor):
             return self._setnx(request)
         if row.form == GETSET or row.form == GETDEL:
             return self._get_before(request)
+        if row.form == GETEX:
+            return self._getex(request)
         if row.form == APPEND:
             return self._append(request)
         if row.form == STRLEN:
@@ -1315,7 +1318,6 @@ cdef class UnifiedStore(Executor):
         """``set`` with EX or PX, with NX or XX."""
         cdef Token word = request.tokens[2]
         cdef Item *entry
-        cdef int64_t number, unit
         cdef uint64_t when = 0
         cdef bint unless = False, only = False
         cdef uint32_t left = request.count - 3
@@ -1327,13 +1329,12 @@ cdef class UnifiedStore(Executor):
                 unless = True
             elif is_word(&word, b"xx") and not unless:
                 only = True
-            elif left and not when and (is_word(&word, b"ex") or is_word(&word, b"px")):
-                unit = 1000 if word.at[0] | 0x20 == c'e' else 1
+            elif left and not when:
+                when = self._until(&word)
+                if not when:
+                    return LEFT
                 skip(&word)
                 left -= 1
-                if not read_integer(&word, &number) or not 0 < number < LATEST // 1000:
-                    return LEFT
-                when = <uint64_t>(number * unit) + self.now
             else:
                 return LEFT
         entry = self._find(request)
@@ -1342,6 +1343,43 @@ cdef class UnifiedStore(Executor):
             return ANSWERED
         refusal = self._put_logged(&request.tokens[1], request.hash, entry, &request.tokens[2], when)
         return self._done() if refusal is None else self._refuse(refusal)
+
+    cdef uint64_t _until(self, const Token *option) noexcept:
+        """Return the deadline that EX or PX and the number behind it say, 0 if it is another word or number."""
+        cdef Token text = option[0]
+        cdef int64_t number
+        cdef bint seconds = is_word(option, b"ex")
+        if not seconds and not is_word(option, b"px"):
+            return 0
+        skip(&text)
+        if not read_integer(&text, &number) or not 0 < number < LATEST // 1000:
+            return 0
+        return <uint64_t>number * (1000 if seconds else 1) + self.now
+
+    cdef Outcome _getex(self, Request *request) except? LEFT:
+        """``getex``: answer the string, then change when it expires."""
+        cdef uint64_t when = 0
+        cdef Item *entry
+        cdef bytes refusal = None
+        if request.count == 3 and not is_word(&request.tokens[2], b"persist"):
+            return LEFT
+        if request.count == 4:
+            when = self._until(&request.tokens[2])
+            if not when:
+                return LEFT
+        entry = self._find(request)
+        if entry == NULL:
+            self._reply(NONE)
+            return ANSWERED
+        if is_set(entry):
+            return LEFT
+        if self._too_long(8 + size_of(entry)):
+            refusal = TOO_LONG
+        else:
+            self._part(entry, 0, size_of(entry))
+            if request.count > 2:
+                refusal = self._set_deadline(entry, when)
+        return ANSWERED if refusal is None else self._refuse(refusal)
 
     cdef Outcome _get_before(self, Request *request) except? LEFT:
         """``getset``, and ``getdel``: answer the string, then change it."""

@@ -93,6 +93,11 @@ SMOOTH = [
         [b"getset", b"gone", b"v"],
     ),
     *([b"getdel", key] for key in (b"s", b"t", b"no", b"gone")),
+    *(
+        [b"getex", key, *words]
+        for key in (b"s", b"t", b"no", b"gone")
+        for words in ([], [b"ex", b"9"], [b"PX", b"1"], [b"persist"])
+    ),
     *([b"append", key, b"more"] for key in (b"s", b"t", b"no", b"gone")),
     *([b"append", b"s", b""], [b"append", b"no", b""], [b"append", b"s", bytes(3000)]),
     *(
@@ -221,6 +226,8 @@ ODD = [
             *([b"px", b"0", b"nx"], [b"nx", b"px", b"x"], [b"xx", b"ex", b"9" * 19], [b"nx", b"e", b"1"]),
         )
     ),
+    *([b"getex", b"z"], [b"getex", b"z", b"ex", b"9"], [b"getex", b"s", b"keepttl"], [b"getex", b"s", b"ex"]),
+    *([b"getex", b"s", b"exat", b"9"], [b"getex", b"s", b"px", b"0"], [b"getex", b"s", b"ex", b"x"]),
     *([b"getset", b"z", b"v"], [b"getdel", b"z"], [b"append", b"z", b"v"], [b"getrange", b"z", b"0", b"1"]),
     *(
         [b"getrange", b"s", text, b"1"]
@@ -342,6 +349,7 @@ def test_replies_that_are_too_long():
         [b"zpopmax", b"z", b"40"],
         [b"getset", b"big", b"v"],
         [b"getdel", b"big"],
+        [b"getex", b"big", b"px", b"9000"],
         [b"getrange", b"big", b"1", b"-1"],
     ]
     for tokens, limit in product([*many, [b"mget", b"s"]], (0, 100, 130, 300, 440, 520, 1000)):
