@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import compileall
 import random
-import signal
 import sys
 import tempfile
 from collections import defaultdict
@@ -25,11 +24,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from types import FrameType
 
 from generator import Benchmark, Job, Kvload
-from measure import say
-from peers import Imds, PeerError, Redis, Server
+from measure import prepare, say
+from peers import Imds, PeerError, Redis, Server, end_on_sigterm
 from table import figure
 
 
@@ -95,8 +93,7 @@ def compare(options: argparse.Namespace, directory: Path) -> None:
         jobs = [Job(test, pipeline) for pipeline in options.pipelines for test in options.tests]
         for server in servers:
             stack.enter_context(server)
-            for job in {job.kind: job for job in jobs}.values():
-                generator.preload(server, job)
+        prepare(generator, servers, jobs)
         runs: defaultdict[tuple[Job, Server], Runs] = defaultdict(Runs)
         shuffle = random.Random(1).shuffle
         order = list(servers)
@@ -125,14 +122,10 @@ def _line(job: Job, runs: dict[str, Runs]) -> None:
     print("; ".join(words) + f" | {costs} µs", flush=True)
 
 
-def _end(signum: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)  # so that every server is stopped on the way out
-
-
 def main() -> int:
     """Run from the command line; return the exit code."""
     options = parser().parse_args()
-    signal.signal(signal.SIGTERM, _end)
+    end_on_sigterm()
     for _, root, _ in options.trees:
         compileall.compile_dir(root / "imds", quiet=1)  # as an installed package is
     try:

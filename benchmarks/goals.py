@@ -53,7 +53,7 @@ def _throughput(setup: Setup, section: Section, aims: Goals, *, everysec: bool =
             if late and test in ("set", "zadd"):  # a read waits for no log
                 cells.append(Cell(row, late, job))
             section.rows.append(row)
-        prepare(setup, [*servers, *([late] if late else [])], jobs)
+        prepare(setup.generator, [*servers, *([late] if late else [])], jobs)
         interleave(setup, cells)
     return section
 
@@ -92,7 +92,7 @@ def latency(setup: Setup) -> Iterator[Section]:
     job = Job("get", keys=setup.size(100_000), seconds=setup.seconds)
     with ExitStack() as stack:
         servers = setup.trio(stack)
-        prepare(setup, servers, [job], tool)
+        prepare(tool, servers, [job])
         peaks = {server.name: tool.run(server, job)["ops_per_s"] for server in servers}
         ours, *peers = servers
         cells = []

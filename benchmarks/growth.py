@@ -79,7 +79,7 @@ def growth_keys(setup: Setup) -> Iterator[Section]:
     with setup.imds() as ours, setup.redis() as redis:
         for count in map(setup.size, KEYS):
             job = Job("get", 64, keys=count, pool=setup.size(500_000))
-            prepare(setup, [ours, redis], [job], setup.tool)
+            prepare(setup.tool, [ours, redis], [job])
             section.rows += _costs(setup, [ours, redis], job, ("get", "set"), count, "keys")
     yield section
 
@@ -91,7 +91,7 @@ def growth_members(setup: Setup) -> Iterator[Section]:
     with setup.imds() as ours, setup.redis() as redis:
         for count in map(setup.size, MEMBERS):
             job = Job("zrank", 64, sets=1, members=count, pool=setup.size(500_000))
-            prepare(setup, [ours, redis], [job], setup.tool)
+            prepare(setup.tool, [ours, redis], [job])
             section.rows += _costs(setup, [ours, redis], job, ("zrank", "zrange", "zadd"), count, "members")
     yield section
 

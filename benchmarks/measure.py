@@ -102,20 +102,18 @@ def interleave(setup: Setup, cells: Sequence[Cell], generator: Generator | None 
             say(f"round {number + 1} of {setup.rounds}: {row.name}: {shown}")
 
 
-def prepare(
-    setup: Setup, servers: Sequence[Server], jobs: Sequence[Job], by: Generator | None = None
-) -> None:
+def prepare(generator: Generator, servers: Sequence[Server], jobs: Sequence[Job]) -> None:
     """Make the data of ``jobs`` in all ``servers``."""
     for server in servers:
         for job in {job.kind: job for job in jobs}.values():
-            (by or setup.generator).preload(server, job)
+            generator.preload(server, job)
 
 
 def compare(
     setup: Setup, section: Section, servers: Sequence[Server], jobs: Sequence[tuple[Row, Job]]
 ) -> Section:
     """Make the data, then :func:`fill`."""
-    prepare(setup, servers, [job for _, job in jobs])
+    prepare(setup.generator, servers, [job for _, job in jobs])
     return fill(setup, section, servers, jobs)
 
 

@@ -63,7 +63,7 @@ def routers(setup: Setup) -> Iterator[Section]:
             row, p99 = _row(f"get, pipeline {pipeline}"), Row(f"p99, pipeline {pipeline}", "µs", "less")
             section.rows += [row, p99]
             cells += [Cell(row, server, job, also={"p99_us": p99}) for server in servers]
-        prepare(setup, servers, [job])
+        prepare(setup.generator, servers, [job])
         interleave(setup, cells)
     yield section
 
@@ -155,7 +155,7 @@ def fairness(setup: Setup) -> Iterator[Section]:
     }
     with ExitStack() as stack:
         servers = setup.trio(stack)
-        prepare(setup, servers, [light], tool)
+        prepare(tool, servers, [light])
         for _ in range(setup.rounds):
             for server in servers:
                 for beside in (False, True):

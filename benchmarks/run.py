@@ -16,19 +16,17 @@ import os
 import platform
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
 
 import psutil
 from generator import Benchmark, Kvload
 from groups import GROUPS
 from measure import Setup, say
-from peers import ROOT, PeerError, program
+from peers import ROOT, PeerError, end_on_sigterm, program
 from plots import draw
 from results import Group, Results
 
@@ -147,17 +145,13 @@ def measure(options: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
-def _end(signum: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)  # so that every server is stopped on the way out
-
-
 def main() -> int:
     """Run from the command line; return the exit code."""
     options_parser = parser()
     options = options_parser.parse_args()
     if unknown := [name for name in options.groups if name not in GROUPS]:
         options_parser.error(f"no group {unknown[0]!r}, there are: {', '.join(GROUPS)}")
-    signal.signal(signal.SIGTERM, _end)
+    end_on_sigterm()
     compileall.compile_dir(ROOT / "imds", quiet=1)  # as an installed package is
     try:
         with tempfile.TemporaryDirectory(prefix="imds-", dir=options.dir) as directory:
