@@ -115,12 +115,12 @@ cdef inline size_t _write_decimal(uint8_t *to, double score) noexcept nogil:
     cdef uint64_t number
     cdef size_t at = 0
     cdef int places
+    if score < 0:
+        to[0] = c'-'
+        at = 1
     if size < 1e15:
         number = <uint64_t>size
         if <double>number == size:  # mostly
-            if score < 0:
-                to[0] = c'-'
-                at = 1
             at += write_digits(to + at, number)
             memcpy(to + at, b".0", 2)
             return at + 2
@@ -132,9 +132,6 @@ cdef inline size_t _write_decimal(uint8_t *to, double score) noexcept nogil:
             break
     else:
         return 0
-    if score < 0:
-        to[0] = c'-'
-        at = 1
     at += write_digits(to + at, number // <uint64_t>TENS[places])
     to[at] = c'.'
     at += 1

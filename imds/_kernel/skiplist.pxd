@@ -477,17 +477,25 @@ cdef inline void _take_out(Chunk *chunk, uint32_t index) noexcept nogil:
     chunk.count -= 1
 
 
+cdef inline size_t _nodes_below(Chunk *chunk, uint32_t start, bint links) noexcept nogil:
+    """Return how many nodes are in a chunk, or below its links, from ``start`` on."""
+    cdef size_t nodes = 0
+    cdef uint32_t i
+    if not links:
+        return chunk.count - start
+    for i in range(start, chunk.count):
+        nodes += spans_of(chunk)[i]
+    return nodes
+
+
 cdef inline size_t _pour(Chunk *chunk, uint32_t start, Chunk *into, bint links) noexcept nogil:
     """Move what a chunk has from ``start`` on behind what another one has, which has room; return how many nodes it is."""
-    cdef uint32_t count = chunk.count - start, i
-    cdef size_t nodes = count
+    cdef uint32_t count = chunk.count - start
+    cdef size_t nodes = _nodes_below(chunk, start, links)
     memcpy(scores_of(into) + into.count, scores_of(chunk) + start, count * sizeof(double))
     memcpy(nodes_of(into) + into.count, nodes_of(chunk) + start, count * sizeof(void *))
     if links:
         memcpy(spans_of(into) + into.count, spans_of(chunk) + start, count * sizeof(size_t))
-        nodes = 0
-        for i in range(start, chunk.count):
-            nodes += spans_of(chunk)[i]
     into.count += count
     chunk.count = start
     return nodes
@@ -748,14 +756,6 @@ cdef inline bint zset_move(Zset *zset, Item *node, double score) noexcept nogil:
     return True
 
 
-cdef inline size_t _nodes_below(Chunk *chunk, bint links) noexcept nogil:
-    cdef size_t nodes = 0
-    cdef uint32_t i
-    for i in range(chunk.count):
-        nodes += spans_of(chunk)[i] if links else 1
-    return nodes
-
-
 cdef inline Item *_last_below(Chunk *chunk, uint32_t level) noexcept nogil:
     while level:
         chunk = chunks_of(chunk)[chunk.count - 1]
@@ -775,7 +775,7 @@ cdef inline const char *_level_flaw(
         for i in range(chunk.count):
             if chunks_of(chunk)[i] != below:
                 return "sorted set: a link that misses a chunk"
-            if spans_of(chunk)[i] != _nodes_below(below, level > 1):
+            if spans_of(chunk)[i] != _nodes_below(below, 0, level > 1):
                 return "sorted set: a wrong span"
             if i and not (
                 _last_below(before, level - 1).second.score

@@ -1182,9 +1182,8 @@ cdef class UnifiedStore(Executor):
         self._refusal = refusal
         return REFUSED
 
-    cdef Item *_look_at(self, Keys *keys, bint use) except? NULL:
-        """Return the entry of the next one of several keys, or NULL."""
-        cdef Request *one = next_key(keys, &self._table)
+    cdef Item *_look_at(self, const Request *one, bint use) except? NULL:
+        """Return the entry of one of several keys, or NULL."""
         self._count_use()
         return self._look(&one.tokens[1], one.hash, use)
 
@@ -1247,7 +1246,7 @@ cdef class UnifiedStore(Executor):
         cdef uint32_t i
         begin_keys(&keys, request, 1)
         for i in range(1, request.count):
-            found += self._look_at(&keys, False) != NULL
+            found += self._look_at(next_key(&keys, &self._table), False) != NULL
         return self._number(found)
 
     cdef Outcome _ttl(self, Request *request, int64_t unit) except? LEFT:
@@ -1261,12 +1260,13 @@ cdef class UnifiedStore(Executor):
     cdef Outcome _expire_at(self, Request *request, int64_t unit) except? LEFT:
         """``expire pexpire`` by a time in the future, ``pexpireat`` (unit 0) at one."""
         cdef int64_t number
-        cdef uint64_t when
+        cdef uint64_t when = 0
         cdef Item *entry
         cdef bytes refusal
-        if not read_integer(&request.tokens[2], &number) or not 0 < number < LATEST // 1000 * (1000 if unit == 0 else 1):
-            return LEFT
-        when = <uint64_t>number * unit + self.now if unit else <uint64_t>number
+        if unit:
+            when = self._after(&request.tokens[2], unit)
+        elif read_integer(&request.tokens[2], &number) and 0 < number < LATEST // 1000 * 1000:
+            when = <uint64_t>number
         if when <= self.now:
             return LEFT
         entry = self._look(&request.tokens[1], request.hash, False)
@@ -1296,21 +1296,21 @@ cdef class UnifiedStore(Executor):
         cdef uint32_t i
         begin_keys(&keys, request, 1)
         for i in range(1, request.count):
-            found += self._look_at(&keys, True) != NULL
+            found += self._look_at(next_key(&keys, &self._table), True) != NULL
         return self._number(found)
 
     cdef Outcome _setex(self, Request *request, int64_t unit) except? LEFT:
         """``setex psetex``."""
-        cdef int64_t number
+        cdef uint64_t when = self._after(&request.tokens[2], unit)
         cdef bytes refusal
-        if not read_integer(&request.tokens[2], &number) or not 0 < number < LATEST // 1000:
+        if not when:
             return LEFT
         refusal = self._put_logged(
             &request.tokens[1],
             request.hash,
             self._find(request),
             &request.tokens[3],
-            <uint64_t>(number * unit) + self.now,
+            when,
         )
         return self._done() if refusal is None else self._refuse(refusal)
 
@@ -1347,14 +1347,18 @@ cdef class UnifiedStore(Executor):
     cdef uint64_t _until(self, const Token *option) noexcept:
         """Return the deadline that EX or PX and the number behind it say, 0 if it is another word or number."""
         cdef Token text = option[0]
-        cdef int64_t number
         cdef bint seconds = is_word(option, b"ex")
         if not seconds and not is_word(option, b"px"):
             return 0
         skip(&text)
-        if not read_integer(&text, &number) or not 0 < number < LATEST // 1000:
+        return self._after(&text, 1000 if seconds else 1)
+
+    cdef uint64_t _after(self, const Token *text, int64_t unit) noexcept:
+        """Return the deadline that is so many times ``unit`` from now, 0 if the text is no such number."""
+        cdef int64_t number
+        if not read_integer(text, &number) or not 0 < number < LATEST // 1000:
             return 0
-        return <uint64_t>number * (1000 if seconds else 1) + self.now
+        return <uint64_t>(number * unit) + self.now
 
     cdef Outcome _getex(self, Request *request) except? LEFT:
         """``getex``: answer the string, then change when it expires."""
@@ -1475,7 +1479,7 @@ cdef class UnifiedStore(Executor):
         self._out.size += 12
         begin_keys(&keys, request, 1)
         for i in range(1, request.count):
-            entry = self._look_at(&keys, False)
+            entry = self._look_at(next_key(&keys, &self._table), False)
             if entry == NULL or not is_set(entry):
                 self._count_look(entry)
             if entry != NULL and not is_set(entry):
@@ -1512,10 +1516,7 @@ cdef class UnifiedStore(Executor):
             one = next_key(&keys, &self._table)
             value = one.tokens[1]
             skip(&value)
-            self._count_use()
-            refusal = self._put_logged(
-                &one.tokens[1], one.hash, self._look(&one.tokens[1], one.hash, True), &value, 0
-            )
+            refusal = self._put_logged(&one.tokens[1], one.hash, self._look_at(one, True), &value, 0)
             if refusal is not None:
                 return self._refuse(refusal)
         return self._done()
@@ -1527,7 +1528,7 @@ cdef class UnifiedStore(Executor):
         cdef uint32_t i
         begin_keys(&keys, request, 1)
         for i in range(1, request.count):
-            entry = self._look_at(&keys, True)
+            entry = self._look_at(next_key(&keys, &self._table), True)
             if entry != NULL:
                 if not self._remove(entry):
                     return REFUSED
